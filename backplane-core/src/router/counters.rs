@@ -1,0 +1,46 @@
+//! Counters of a node, updated without locks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::health::Stats;
+
+/// One counter.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Adds one; returns the new count.
+    pub(crate) fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// See [`Stats`] for what each one counts.
+        #[derive(Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        impl Counters {
+            /// The counters as they stand; the gauges are left to the caller.
+            pub(crate) fn read(&self) -> Stats {
+                Stats { $($name: self.$name.get(),)* ..Stats::default() }
+            }
+        }
+    };
+}
+
+counters! {
+    published, publish_failures, received, delivered, unwanted, malformed, repeats_removed, gaps, evictions, overflows,
+    missing_protocol, replies_dropped, reconnects,
+}

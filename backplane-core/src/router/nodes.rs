@@ -1,0 +1,171 @@
+//! Who is alive: our own echo, and the beats of other nodes.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::id::NodeId;
+
+/// Judges beats. Owned by the supervisor's task; time is handed in.
+pub(crate) struct Nodes {
+    bound: Duration,
+    others: HashMap<NodeId, Instant>,
+    /// Our own beats that were handed to the link and not heard yet.
+    outstanding: VecDeque<(u64, Instant)>,
+    /// Since when we hear our own beats without interruption.
+    hearing_since: Option<Instant>,
+    up_since: Instant,
+}
+
+impl Nodes {
+    /// `bound` is the heartbeat bound.
+    pub(crate) fn new(bound: Duration, now: Instant) -> Self {
+        Self {
+            bound,
+            others: HashMap::new(),
+            outstanding: VecDeque::new(),
+            hearing_since: None,
+            up_since: now,
+        }
+    }
+
+    /// Time between two beats.
+    pub(crate) fn beat_interval(bound: Duration) -> Duration {
+        bound.mul_f64(0.3)
+    }
+
+    /// How long a silent node is believed to live: three beats, and some slack for their journey.
+    fn patience(&self) -> Duration {
+        Self::beat_interval(self.bound).mul_f64(3.2)
+    }
+
+    /// A new link: clocks start anew, the other nodes are kept.
+    pub(crate) fn link_up(&mut self, now: Instant) {
+        self.up_since = now;
+        self.outstanding.clear();
+        self.hearing_since = None;
+        for heard in self.others.values_mut() {
+            *heard = now;
+        }
+    }
+
+    /// Our beat was handed to the link.
+    pub(crate) fn sent(&mut self, seq: u64, now: Instant) {
+        self.outstanding.push_back((seq, now));
+    }
+
+    /// Our beat came back.
+    pub(crate) fn echoed(&mut self, seq: u64, now: Instant) {
+        if self.silence(now) > Self::beat_interval(self.bound).mul_f64(1.5) {
+            self.hearing_since = None;
+        }
+        while self.outstanding.front().is_some_and(|(sent, _)| *sent <= seq) {
+            self.outstanding.pop_front();
+        }
+        self.hearing_since.get_or_insert(now);
+    }
+
+    /// How long the oldest unheard beat of ours has been on its way.
+    pub(crate) fn silence(&self, now: Instant) -> Duration {
+        self.outstanding.front().map_or(Duration::ZERO, |(_, sent)| now.saturating_duration_since(*sent))
+    }
+
+    /// Whether our own echo has been missing for nine tenths of the bound: the link is in doubt. One that still is at
+    /// the next look, a tenth of the bound later, is dead.
+    pub(crate) fn is_link_in_doubt(&self, now: Instant) -> bool {
+        self.silence(now) >= self.bound.mul_f64(0.9)
+    }
+
+    /// Another node's beat. `true`: heard for the first time.
+    pub(crate) fn heard(&mut self, node: NodeId, now: Instant) -> bool {
+        self.others.insert(node, now).is_none()
+    }
+
+    /// Another node said farewell. `true`: it was known.
+    pub(crate) fn left(&mut self, node: NodeId) -> bool {
+        self.others.remove(&node).is_some()
+    }
+
+    /// Nodes that have just been found silent for three beats while we heard ourselves; they are forgotten here.
+    pub(crate) fn silent(&mut self, now: Instant) -> Vec<NodeId> {
+        if self.silence(now) > Self::beat_interval(self.bound).mul_f64(1.5) {
+            self.hearing_since = None;
+        }
+        let patience = self.patience();
+        if self.hearing_since.is_none_or(|since| now.saturating_duration_since(since) < patience) {
+            return Vec::new();
+        }
+        self.others
+            .extract_if(|_, heard| now.saturating_duration_since(*heard) >= patience)
+            .map(|(node, _)| node)
+            .collect()
+    }
+
+    /// Whether `node` is known not to live: unheard although we have listened long enough to have heard it.
+    pub(crate) fn is_absent(&self, node: NodeId, now: Instant) -> bool {
+        !self.others.contains_key(&node)
+            && self.hearing_since.is_some_and(|since| now.saturating_duration_since(since) >= self.patience())
+            && now.saturating_duration_since(self.up_since) >= self.patience()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OTHER: NodeId = NodeId::from_bytes([1; 6]);
+    const BOUND: Duration = Duration::from_secs(10);
+
+    fn at(start: Instant, seconds: f64) -> Instant {
+        start + Duration::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn a_missing_echo_is_a_dead_link_after_the_bound() {
+        let start = Instant::now();
+        let mut nodes = Nodes::new(BOUND, start);
+        nodes.sent(1, start);
+        nodes.echoed(1, at(start, 0.1));
+        assert!(!nodes.is_link_in_doubt(at(start, 100.0)), "nothing is outstanding");
+        nodes.sent(2, at(start, 3.0));
+        nodes.sent(3, at(start, 6.0));
+        assert!(!nodes.is_link_in_doubt(at(start, 11.9)));
+        assert!(nodes.is_link_in_doubt(at(start, 12.0)));
+    }
+
+    #[test]
+    fn a_silent_node_is_gone_after_three_beats_while_we_hear_ourselves() {
+        let start = Instant::now();
+        let mut nodes = Nodes::new(BOUND, start);
+        assert!(nodes.heard(OTHER, start));
+        for beat in 0..5_u64 {
+            let now = at(start, beat as f64 * 3.0);
+            nodes.sent(beat, now);
+            nodes.echoed(beat, now);
+            let gone = nodes.silent(now);
+            assert_eq!(gone.is_empty(), beat < 4, "beat {beat}");
+        }
+        assert!(nodes.is_absent(OTHER, at(start, 12.0)));
+    }
+
+    #[test]
+    fn a_freeze_shorter_than_the_bound_kills_nobody() {
+        let start = Instant::now();
+        let mut nodes = Nodes::new(BOUND, start);
+        nodes.heard(OTHER, start);
+        for beat in 0..10_u64 {
+            let now = at(start, beat as f64 * 3.0);
+            nodes.heard(OTHER, now);
+            nodes.sent(beat, now);
+            nodes.echoed(beat, now);
+        }
+        // Everything stops at 27 s for 9 s, then our own echo is heard first.
+        nodes.sent(10, at(start, 30.0));
+        nodes.sent(11, at(start, 33.0));
+        assert!(nodes.silent(at(start, 35.9)).is_empty());
+        nodes.echoed(11, at(start, 36.0));
+        assert!(!nodes.is_link_in_doubt(at(start, 36.0)));
+        assert!(nodes.silent(at(start, 37.0)).is_empty());
+    }
+}

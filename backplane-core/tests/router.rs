@@ -1,0 +1,160 @@
+//! Two routers on the memory bus: the shortest proof that the parts are wired. The contracts of the whole stand in
+//! `backplane-conformance`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backplane_core::{
+    AbortReason, Backplane, BackplaneExt as _, ClientInvocation, ClientResult, CloseReason, EncodedMessage,
+    ErrorKind, Event, LocalConnection, MembershipChange, MemoryBus, OutboundLimits, OutboundReceiver,
+    Protocol, Registration, Router, RouterConfig, Target, outbound,
+};
+use bytes::Bytes;
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+struct Client {
+    registration: Registration,
+    inbox: OutboundReceiver,
+}
+
+impl Client {
+    async fn of(router: &Router, user: Option<&str>) -> Self {
+        let (sender, inbox) = outbound(OutboundLimits::default());
+        let connection = LocalConnection {
+            id: router.new_connection_id(),
+            user: user.map(Into::into),
+            protocol: Protocol::JSON,
+            outbound: sender,
+        };
+        Self { registration: router.register(connection).await.unwrap(), inbox }
+    }
+
+    async fn receives(&mut self) -> Bytes {
+        tokio::time::timeout(DEADLINE, self.inbox.next()).await.expect("in time").expect("open").bytes
+    }
+}
+
+fn text(text: &'static str) -> EncodedMessage {
+    EncodedMessage::json(Bytes::from_static(text.as_bytes()))
+}
+
+async fn pair() -> (MemoryBus, Router, Router) {
+    let bus = MemoryBus::new();
+    let config = || RouterConfig { heartbeat: Duration::from_millis(500), ..RouterConfig::default() };
+    let a = Router::open(Arc::new(bus.clone()), config()).await.unwrap();
+    let b = Router::open(Arc::new(bus.clone()), config()).await.unwrap();
+    (bus, a, b)
+}
+
+#[tokio::test]
+async fn every_kind_of_send_reaches_the_other_node() {
+    let (_bus, a, b) = pair().await;
+    let mut client = Client::of(&b, Some("user")).await;
+    let id = client.registration.connection().clone();
+    a.update_group(MembershipChange::join(&id, "group")).await.unwrap();
+    let targets = [Target::all(), Target::connection(&id), Target::group("group"), Target::user("user")];
+    for target in targets {
+        a.send(&target, &[], text("hello")).await.unwrap();
+        assert_eq!(client.receives().await, "hello");
+        b.send(&target, &[], text("here")).await.unwrap();
+        assert_eq!(client.receives().await, "here");
+    }
+    a.send(&Target::all(), std::slice::from_ref(&id), text("not for you")).await.unwrap();
+    a.update_group(MembershipChange::leave(&id, "group")).await.unwrap();
+    a.send(&Target::group("group"), &[], text("not for you")).await.unwrap();
+    a.send(&Target::all(), &[], text("fence")).await.unwrap();
+    assert_eq!(client.receives().await, "fence");
+    assert_eq!(a.stats().pending, 0);
+}
+
+#[tokio::test]
+async fn a_client_on_another_node_answers() {
+    let (_bus, a, b) = pair().await;
+    let mut client = Client::of(&b, None).await;
+    let id = client.registration.connection().clone();
+    let asked = tokio::spawn({
+        let a = a.clone();
+        let id = id.clone();
+        let call = ClientInvocation::new(|id| EncodedMessage::json(id.as_str().to_owned()));
+        async move { a.invoke(&id, call).await }
+    });
+    let question = String::from_utf8(client.receives().await.to_vec()).unwrap();
+    client
+        .registration
+        .complete(&question.as_str().into(), ClientResult::value(Protocol::JSON, "10"))
+        .unwrap();
+    assert_eq!(asked.await.unwrap().unwrap(), ClientResult::value(Protocol::JSON, "10"));
+
+    a.abort(&id, AbortReason::default()).await.unwrap();
+    assert_eq!(client.inbox.next().await, Err(CloseReason::Aborted(AbortReason::default())));
+    drop(client);
+    let gone = a.invoke(&id, ClientInvocation::new(|_| text("?"))).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::ConnectionNotFound);
+    let gone = a.update_group(MembershipChange::join(&id, "group")).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::ConnectionNotFound);
+    let never = a.update_group(MembershipChange::join("1234", "group")).await.unwrap_err();
+    assert_eq!(never.context(), Some("connection '1234' does not exist"));
+}
+
+#[tokio::test]
+async fn a_lost_link_is_told_and_comes_back() {
+    let (bus, a, b) = pair().await;
+    let mut client = Client::of(&b, None).await;
+    b.update_group(MembershipChange::join(client.registration.connection(), "group")).await.unwrap();
+    let mut gaps = b.gaps();
+    bus.faults().refuse(true);
+    bus.faults().cut();
+    let mut health = a.health();
+    health.wait_for(|health| !health.is_up()).await.unwrap();
+    let refused = a.send(&Target::all(), &[], text("lost")).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.outcome_unknown()), (ErrorKind::Unavailable, false));
+    bus.faults().refuse(false);
+    for router in [&a, &b] {
+        router.wait_until_up().await.unwrap();
+    }
+    futures::StreamExt::next(&mut gaps).await.unwrap();
+    a.send(&Target::group("group"), &[], text("back")).await.unwrap();
+    assert_eq!(client.receives().await, "back");
+    assert_eq!(b.stats().reconnects, 1);
+}
+
+#[tokio::test]
+async fn a_killed_node_ends_the_waits_on_it() {
+    let (_bus, a, b) = pair().await;
+    let mut events = a.events();
+    let client = Client::of(&b, None).await;
+    let id = client.registration.connection().clone();
+    let asked = tokio::spawn({
+        let a = a.clone();
+        async move { a.invoke(&id, ClientInvocation::new(|_| text("?"))).await }
+    });
+    let mut client = client;
+    client.receives().await;
+    // Without farewell: the node and its connections are gone at once.
+    let Client { registration, .. } = client;
+    std::mem::forget(registration);
+    b.shutdown().await.unwrap();
+    let error = tokio::time::timeout(DEADLINE, asked).await.expect("in time").unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionNotFound);
+    loop {
+        if let Event::NodeGone(node) = events.recv().await.unwrap() {
+            assert_eq!(node, b.node_id());
+            break;
+        }
+    }
+    b.shutdown().await.unwrap();
+    assert_eq!(b.send(&Target::all(), &[], text("?")).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn hubs_of_one_node_do_not_meet() {
+    let (_bus, a, b) = pair().await;
+    let (other_a, other_b) = (a.hub("other").await.unwrap(), b.hub("other").await.unwrap());
+    let mut client = Client::of(&b, None).await;
+    let mut other = Client::of(&other_b, None).await;
+    a.send(&Target::all(), &[], text("hub")).await.unwrap();
+    other_a.send(&Target::all(), &[], text("other")).await.unwrap();
+    assert_eq!(client.receives().await, "hub");
+    assert_eq!(other.receives().await, "other");
+}

@@ -32,7 +32,7 @@ pub trait Backplane: Debug + Send + Sync + 'static {
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable) while the link is down, [`Timeout`](crate::ErrorKind::Timeout)
     /// when the broker did not confirm in time, [`InvalidConfig`](crate::ErrorKind::InvalidConfig) when the id is
-    /// already registered here. Nothing is left behind then, nor when the future is dropped.
+    /// already registered here, or says that the connection lives elsewhere. Nothing is left behind then, nor when the future is dropped.
     async fn register(&self, connection: LocalConnection) -> Result<Registration>;
 
     /// Queues a message now, in the order of the calls. The returned future awaits the broker's acceptance and may be
@@ -99,7 +99,8 @@ pub trait Backplane: Debug + Send + Sync + 'static {
 /// A connection of this node, ready to be registered.
 #[derive(Debug)]
 pub struct LocalConnection {
-    /// Its id, from [`Backplane::new_connection_id`] or any other that is unique in the fleet.
+    /// Its id, from [`Backplane::new_connection_id`]. Where ids do not tell the home (`aspnetcore`), any other that is
+    /// unique in the fleet will do.
     pub id: ConnectionId,
     /// Its user; `None` or empty: none.
     pub user: Option<UserId>,

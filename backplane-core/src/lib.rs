@@ -17,7 +17,8 @@ pub mod wire;
 
 pub use backplane::{Acceptance, Backplane, BackplaneExt, LocalConnection, Registration, RegistrationOwner};
 pub use bus::{
-    Attach, Bus, Capabilities, Delivery, Limits, Link, LinkSender, LossReason, Order, Outgoing, Position, Reach,
+    Attach, Bus, Capabilities, Delivery, Limits, Link, LinkSender, LossReason, Order, Outgoing, Position,
+    Reach,
 };
 pub use config::{RouterConfig, Start, Wire};
 pub use error::{Error, ErrorKind, Partial, Result};
@@ -25,10 +26,12 @@ pub use health::{Event, Gap, Health, LinkState, Stats};
 pub use id::{AckId, ConnectionId, GroupName, HubName, InvocationId, NodeId, Protocol, UserId};
 pub use memory::MemoryBus;
 pub use message::{
-    AbortReason, ClientInvocation, ClientResult, EncodedMessage, InvocationEncoder, Membership, MembershipChange,
+    AbortReason, ClientInvocation, ClientResult, EncodedMessage, InvocationEncoder, Membership,
+    MembershipChange,
 };
 pub use outbound::{
-    CloseReason, OutboundItem, OutboundLimits, OutboundReceiver, OutboundSender, OverflowPolicy, Pushed, outbound,
+    CloseReason, OutboundItem, OutboundLimits, OutboundReceiver, OutboundSender, OverflowPolicy, Pushed,
+    outbound,
 };
 pub use router::Router;
 pub use target::Target;

@@ -330,8 +330,8 @@ struct Inbound {
     inbox: Arc<Inbox>,
     end: LinkEnd,
     heartbeat: Duration,
-    /// Runs while the bus is frozen.
-    alarm: Option<Pin<Box<Sleep>>>,
+    /// Runs while the bus is frozen, since when.
+    alarm: Option<(Instant, Pin<Box<Sleep>>)>,
     finished: bool,
 }
 
@@ -342,20 +342,30 @@ impl Stream for Inbound {
         if self.finished {
             return Poll::Ready(None);
         }
-        let frozen_since = self.end.broker.state.lock().frozen_since;
+        let inbox = self.inbox.clone();
+        let frozen_since = {
+            let broker = self.end.broker.state.lock();
+            let mut state = inbox.state.lock();
+            // Registered before anything is looked at under the same lock: no freeze or thaw can slip in between.
+            state.waker = Some(context.waker().clone());
+            broker.frozen_since
+        };
+        if frozen_since.is_none()
+            || self.alarm.as_ref().is_some_and(|(since, _)| Some(*since) != frozen_since)
+        {
+            self.alarm = None;
+        }
         if let Some(since) = frozen_since {
             let dead_at = since + self.heartbeat;
-            let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(dead_at)));
+            let (_, alarm) =
+                self.alarm.get_or_insert_with(|| (since, Box::pin(tokio::time::sleep_until(dead_at))));
             if alarm.as_mut().poll(context).is_ready() {
                 self.finished = true;
                 self.end.broker.end(self.end.id, None);
                 let error = Error::new(ErrorKind::Unavailable, "receive");
                 return Poll::Ready(Some(Err(error.with_context("no answer within the heartbeat bound"))));
             }
-        } else {
-            self.alarm = None;
         }
-        let inbox = self.inbox.clone();
         let mut state = inbox.state.lock();
         if frozen_since.is_none()
             && let Some(delivery) = state.items.pop_front()
@@ -369,7 +379,6 @@ impl Stream for Inbound {
             self.finished = true;
             return Poll::Ready(ended.map(Err));
         }
-        state.waker = Some(context.waker().clone());
         Poll::Pending
     }
 }

@@ -162,12 +162,22 @@ pub struct MembershipChange {
 impl MembershipChange {
     /// `connection` becomes a member of `group`.
     pub fn join(connection: impl Into<ConnectionId>, group: impl Into<GroupName>) -> Self {
-        Self { connection: connection.into(), group: group.into(), membership: Membership::Join, timeout: None }
+        Self {
+            connection: connection.into(),
+            group: group.into(),
+            membership: Membership::Join,
+            timeout: None,
+        }
     }
 
     /// `connection` leaves `group`.
     pub fn leave(connection: impl Into<ConnectionId>, group: impl Into<GroupName>) -> Self {
-        Self { connection: connection.into(), group: group.into(), membership: Membership::Leave, timeout: None }
+        Self {
+            connection: connection.into(),
+            group: group.into(),
+            membership: Membership::Leave,
+            timeout: None,
+        }
     }
 
     /// Sets how long to wait for the acknowledgement.

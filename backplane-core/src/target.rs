@@ -6,6 +6,7 @@ use crate::id::{ConnectionId, GroupName, UserId};
 ///
 /// Exceptions are given beside it (`except`): a connection named there does not get the message. Names that occur
 /// twice in one list are served once; a connection that is in two listed groups gets one copy for each group.
+/// In a list of groups or users an empty name is skipped, as SignalR does; alone it is a name like any other.
 /// Unknown connections, empty groups and absent users are no error: the message reaches nobody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -27,7 +27,7 @@ impl Client {
             protocol: Protocol::JSON,
             outbound: sender,
         };
-        Self { registration: router.register(connection).await.unwrap(), inbox }
+        Self { registration: router.register(connection).await.expect("the link is up"), inbox }
     }
 
     async fn receives(&mut self) -> Bytes {
@@ -42,8 +42,8 @@ fn text(text: &'static str) -> EncodedMessage {
 async fn pair() -> (MemoryBus, Router, Router) {
     let bus = MemoryBus::new();
     let config = || RouterConfig { heartbeat: Duration::from_millis(500), ..RouterConfig::default() };
-    let a = Router::open(Arc::new(bus.clone()), config()).await.unwrap();
-    let b = Router::open(Arc::new(bus.clone()), config()).await.unwrap();
+    let a = Router::open(Arc::new(bus.clone()), config()).await.expect("the memory bus is there");
+    let b = Router::open(Arc::new(bus.clone()), config()).await.expect("the memory bus is there");
     (bus, a, b)
 }
 

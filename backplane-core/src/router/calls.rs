@@ -38,6 +38,16 @@ impl Backplane for Router {
         node.check_open("register")?;
         node.outbox.limits()?;
         let LocalConnection { id, user, protocol, outbound } = connection;
+        match node.wire.home(&hub.name, &id) {
+            Home::Unknown => {}
+            Home::Node(home) if home == node.id => {}
+            Home::Node(_) | Home::Nowhere => {
+                let context = format!(
+                    "no other node could reach a connection called '{id}' here; mint its id with new_connection_id"
+                );
+                return Err(Error::new(ErrorKind::InvalidConfig, "register").with_context(context));
+            }
+        }
         let user = user.filter(|user| !user.as_str().is_empty());
         let connection = Arc::new(Connection { id: id.clone(), user, protocol, outbound });
         hub.connections.lock().insert(connection.clone())?;
@@ -202,12 +212,12 @@ impl Router {
             Target::Group(group) => plan.drafts.push(encode(Recipient::Group(group))?),
             Target::User(user) => plan.drafts.push(encode(Recipient::User(user))?),
             Target::Groups(groups) => {
-                for group in distinct::<GroupName>(groups) {
+                for group in distinct::<GroupName>(groups).filter(|group| !group.as_str().is_empty()) {
                     plan.drafts.push(encode(Recipient::Group(group))?);
                 }
             }
             Target::Users(users) => {
-                for user in distinct::<UserId>(users) {
+                for user in distinct::<UserId>(users).filter(|user| !user.as_str().is_empty()) {
                     plan.drafts.push(encode(Recipient::User(user))?);
                 }
             }
@@ -441,7 +451,7 @@ impl RegistrationOwner for Handle {
                 let _ = asker.send(Ok(result));
                 Ok(())
             }
-            Some(Asker::Remote(reply)) => {
+            Some(Asker::Remote { reply, .. }) => {
                 let node = &self.owner.node;
                 let Some(local) = self.hub.connections.lock().get(connection).cloned() else { return Ok(()) };
                 node.complete(&self.hub.name, &reply, id, &local.protocol, &Completion::Answered(result))
@@ -459,7 +469,7 @@ impl RegistrationOwner for Handle {
         for (id, asker) in questions {
             match asker {
                 Asker::Here(asker) => drop(asker.send(outcome(connection, Completion::Disconnected))),
-                Asker::Remote(reply) => {
+                Asker::Remote { reply, .. } => {
                     if let Some(local) = &removed.connection {
                         let node = &self.owner.node;
                         // At best: the asker's deadline ends its wait too.

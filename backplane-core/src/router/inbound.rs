@@ -14,11 +14,11 @@ use crate::health::{Event, Gap};
 use crate::id::{AckId, ConnectionId, HubName, InvocationId, NodeId, Protocol};
 use crate::message::{ClientResult, EncodedMessage};
 use crate::outbound::{CloseReason, OutboundItem, Pushed};
+use crate::router::Node;
 use crate::router::calls::change_here;
 use crate::router::connections::{Connection, Members};
 use crate::router::positions::{Findings, Positions, Verdict};
 use crate::router::questions::Asker;
-use crate::router::{Hub, Node};
 use crate::topic::Topic;
 use crate::wire::{AckOutcome, Beat, Command, Completion, Inbound, Provenance, ReplyTo, Route};
 
@@ -69,6 +69,7 @@ impl Pump {
 
     /// That node is gone: waits on it end. Its positions stay: if it was only silent, what was lost is still found.
     pub(super) fn node_gone(&self, gone: NodeId) {
+        self.node.each_hub(|hub| hub.questions.lock().node_gone(gone));
         self.node.acks.node_gone(gone);
         self.node.results.node_gone(gone);
         tracing::info!(node = %self.node.id, %gone, "a node is gone");
@@ -219,7 +220,8 @@ impl Pump {
                 }));
             }
             Inbound::NoChange { hub, ack, reply, connection } => {
-                let local = self.node.hub(&hub).filter(|hub| hub.connections.lock().get(&connection).is_some());
+                let local =
+                    self.node.hub(&hub).filter(|hub| hub.connections.lock().get(&connection).is_some());
                 if local.is_some() {
                     self.node.acknowledge(&hub, &reply, ack, AckOutcome::Done);
                 }
@@ -229,7 +231,8 @@ impl Pump {
             }
             Inbound::Invoke { hub, connection, id, reply, message, timeout } => {
                 let expires = timeout.map(|timeout| Instant::now() + timeout);
-                self.ask(&hub, &connection, id, reply, &message, expires);
+                let asker = Asker::Remote { reply, node: provenance.map(|provenance| provenance.origin) };
+                self.ask(&hub, &connection, id, asker, &message, expires);
             }
             Inbound::CancelInvoke { hub, id, .. } => {
                 if let Some(hub) = self.node.hub(&hub) {
@@ -270,45 +273,31 @@ impl Pump {
     fn ask(
         &self,
         hub_name: &HubName,
-        id: &ConnectionId,
-        invocation: InvocationId,
-        reply: ReplyTo,
+        connection: &ConnectionId,
+        id: InvocationId,
+        asker: Asker,
         message: &EncodedMessage,
         expires: Option<Instant>,
     ) {
+        let Asker::Remote { reply, .. } = &asker else { return };
+        let reply = reply.clone();
+        let refuse = |protocol: &Protocol, completion: Completion| {
+            // At best: the asker's deadline ends its wait too.
+            let _ = self.node.complete(hub_name, &reply, &id, protocol, &completion);
+        };
         let found = self.node.hub(hub_name).and_then(|hub| {
-            let connection = hub.connections.lock().get(id).cloned()?;
+            let connection = hub.connections.lock().get(connection).cloned()?;
             Some((hub, connection))
         });
-        let Some((hub, connection)) = found else {
-            // It has no protocol to answer in; formats that need one stay silent.
-            let _ = self.node.complete(hub_name, &reply, &invocation, &Protocol::JSON, &Completion::NotFound);
-            return;
-        };
-        self.ask_connection(&hub, &connection, invocation, reply, message, expires);
-    }
-
-    fn ask_connection(
-        &self,
-        hub: &Hub,
-        connection: &Connection,
-        id: InvocationId,
-        reply: ReplyTo,
-        message: &EncodedMessage,
-        expires: Option<Instant>,
-    ) {
-        let refuse = |completion: Completion| {
-            // At best: the asker's deadline ends its wait too.
-            let _ = self.node.complete(&hub.name, &reply, &id, &connection.protocol, &completion);
-        };
-        let asker = Asker::Remote(reply.clone());
+        // Whoever is not here speaks no protocol.
+        let Some((hub, connection)) = found else { return refuse(&Protocol::JSON, Completion::NotFound) };
         if let Err((_, why)) = hub.questions.lock().open(id.clone(), &connection.id, asker, expires) {
-            return refuse(Completion::Answered(ClientResult::error(why)));
+            return refuse(&connection.protocol, Completion::Answered(ClientResult::error(why)));
         }
-        let asked = self.node.push(connection, message);
+        let asked = self.node.push(&connection, message);
         let registered = hub.connections.lock().get(&connection.id).is_some();
         if (asked == Pushed::Closed || !registered) && hub.questions.lock().close(&id).is_some() {
-            refuse(Completion::Disconnected);
+            refuse(&connection.protocol, Completion::Disconnected);
         }
     }
 
@@ -343,6 +332,11 @@ impl Pump {
 }
 
 impl Node {
+    /// Forgets questions that nobody waits for any more.
+    pub(super) fn expire_questions(&self, now: Instant) {
+        self.each_hub(|hub| hub.questions.lock().expire(now));
+    }
+
     fn acknowledge(&self, hub: &HubName, to: &ReplyTo, ack: AckId, outcome: AckOutcome) {
         // A format that cannot say "not found" stays silent; the asker's deadline ends its wait.
         if let Ok(draft) = self.wire.encode(hub, Command::Ack { to, ack, outcome })

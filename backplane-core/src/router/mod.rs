@@ -286,6 +286,11 @@ impl Node {
         InterestGuard { node: Arc::downgrade(self), topic: Some(topic.clone()) }
     }
 
+    fn each_hub(&self, act: impl FnMut(Arc<Hub>)) {
+        let hubs: Vec<Arc<Hub>> = self.hubs.read().values().cloned().collect();
+        hubs.into_iter().for_each(act);
+    }
+
     fn hub(&self, name: &HubName) -> Option<Arc<Hub>> {
         self.hubs.read().get(name).cloned()
     }

@@ -50,6 +50,12 @@ impl Nodes {
         }
     }
 
+    /// The link was lost: we hear nobody, so silence means nothing.
+    pub(crate) fn link_down(&mut self) {
+        self.outstanding.clear();
+        self.hearing_since = None;
+    }
+
     /// Our beat was handed to the link.
     pub(crate) fn sent(&mut self, seq: u64, now: Instant) {
         self.outstanding.push_back((seq, now));

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConnectionId, InvocationId};
+use crate::id::{ConnectionId, InvocationId, NodeId};
 use crate::message::ClientResult;
 use crate::wire::{Completion, ReplyTo};
 
@@ -33,7 +33,12 @@ pub(crate) enum Asker {
     /// A call on this node.
     Here(oneshot::Sender<Result<ClientResult>>),
     /// Another node.
-    Remote(ReplyTo),
+    Remote {
+        /// Where the answer goes.
+        reply: ReplyTo,
+        /// Which node, where the format tells.
+        node: Option<NodeId>,
+    },
 }
 
 impl Questions {
@@ -113,15 +118,22 @@ impl Questions {
         }
     }
 
+    /// A node is gone: nobody waits for the answers to its questions.
+    pub(crate) fn node_gone(&mut self, gone: NodeId) {
+        self.forget(
+            |question| matches!(question.asker, Asker::Remote { node: Some(node), .. } if node == gone),
+        );
+    }
+
     /// Forgets what nobody waits for any more.
     pub(crate) fn expire(&mut self, now: Instant) {
-        let expired: Vec<InvocationId> = self
-            .open
-            .iter()
-            .filter(|(_, question)| question.expires.is_some_and(|at| at <= now))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in expired {
+        self.forget(|question| question.expires.is_some_and(|at| at <= now));
+    }
+
+    fn forget(&mut self, which: impl Fn(&Question) -> bool) {
+        let ids: Vec<InvocationId> =
+            self.open.iter().filter(|(_, question)| which(question)).map(|(id, _)| id.clone()).collect();
+        for id in ids {
             self.close(&id);
         }
     }
@@ -149,7 +161,7 @@ mod tests {
     use super::*;
 
     fn remote() -> Asker {
-        Asker::Remote(ReplyTo("node".into()))
+        Asker::Remote { reply: ReplyTo("node".into()), node: Some(NodeId::from_bytes([1; 6])) }
     }
 
     #[test]
@@ -173,6 +185,11 @@ mod tests {
         questions.open("2".into(), &b, remote(), Some(Instant::now())).ok().unwrap();
         assert_eq!(questions.connection_gone(&a).len(), 1);
         questions.expire(Instant::now());
+        assert_eq!(questions.len(), 0);
+        questions.open("3".into(), &b, remote(), None).ok().unwrap();
+        questions.node_gone(NodeId::from_bytes([2; 6]));
+        assert_eq!(questions.len(), 1);
+        questions.node_gone(NodeId::from_bytes([1; 6]));
         assert_eq!(questions.len(), 0);
         assert!(questions.of_connection.is_empty());
     }

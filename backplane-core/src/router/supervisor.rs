@@ -114,19 +114,29 @@ impl Supervisor {
     async fn reconnect(&mut self) -> Option<Link> {
         let mut pause = self.node.config.reconnect_min;
         let mut stop = self.stop.clone();
+        let mut ticks = interval(self.node.config.heartbeat / 10);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let node = self.node.clone();
         loop {
-            let attempt = async {
-                // Between half the pause and all of it.
-                let jitter = f64::from(u32::from_be_bytes(random_bytes())) / f64::from(u32::MAX);
-                tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * jitter)).await;
-                self.connect().await
+            let result = {
+                let attempt = async {
+                    // Between half the pause and all of it.
+                    let jitter = f64::from(u32::from_be_bytes(random_bytes())) / f64::from(u32::MAX);
+                    tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * jitter)).await;
+                    self.connect().await
+                };
+                tokio::pin!(attempt);
+                loop {
+                    tokio::select! {
+                        _ = stop.wait_for(|stop| *stop) => return None,
+                        result = &mut attempt => break result,
+                        now = ticks.tick() => node.expire_questions(now),
+                    }
+                }
             };
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return None,
-                result = attempt => match result {
-                    Ok(link) => return Some(link),
-                    Err(error) => self.failed(error),
-                },
+            match result {
+                Ok(link) => return Some(link),
+                Err(error) => self.failed(error),
             }
             pause = (pause * 2).min(self.node.config.reconnect_max);
         }
@@ -165,6 +175,7 @@ impl Supervisor {
                 Error::new(ErrorKind::Unavailable, operation).with_context("the link to the broker is down");
             refused.with_source(error.clone())
         };
+        self.node.liveness.lock().link_down();
         self.node.interest.lock().offline(&refused("subscribe"));
         self.node.outbox.close(&refused("publish"));
         self.node.health.send_modify(|health| health.state = LinkState::Down { error: Some(error.clone()) });
@@ -344,10 +355,7 @@ impl Supervisor {
         for node in silent {
             self.pump.node_gone(node);
         }
-        let hubs: Vec<_> = self.node.hubs.read().values().cloned().collect();
-        for hub in hubs {
-            hub.questions.lock().expire(now);
-        }
+        self.node.expire_questions(now);
     }
 
     /// Leaves in order: sends what is queued and a farewell, closes the link. Within the send deadline.

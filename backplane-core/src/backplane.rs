@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt as _};
 use tokio::sync::{broadcast, watch};
@@ -112,11 +113,17 @@ pub struct LocalConnection {
 
 /// What a [`Registration`] needs from the implementation behind it.
 pub trait RegistrationOwner: Debug + Send + Sync {
-    /// See [`Registration::complete`].
+    /// See [`Registration::complete_with_headers`]; `headers` are not empty.
     ///
     /// # Errors
     /// See [`Registration::complete`].
-    fn complete(&self, connection: &ConnectionId, id: &InvocationId, result: ClientResult) -> Result<()>;
+    fn complete(
+        &self,
+        connection: &ConnectionId,
+        id: &InvocationId,
+        result: ClientResult,
+        headers: Option<Bytes>,
+    ) -> Result<()>;
     /// See [`Registration::expects`].
     fn expects(&self, connection: &ConnectionId, id: &InvocationId) -> bool;
     /// The registration was dropped.
@@ -147,10 +154,28 @@ impl Registration {
     ///
     /// # Errors
     /// [`Denied`](crate::ErrorKind::Denied) when the question was put to another connection; it stays open.
+    /// [`TooLarge`](crate::ErrorKind::TooLarge) when the bus cannot carry the answer; the asker gets an error result.
     /// [`Overloaded`](crate::ErrorKind::Overloaded), [`Unavailable`](crate::ErrorKind::Unavailable) when the answer
     /// could not be sent to the node that asked; that node's deadline ends its wait.
     pub fn complete(&self, id: &InvocationId, result: ClientResult) -> Result<()> {
-        self.owner.complete(&self.connection, id, result)
+        self.owner.complete(&self.connection, id, result, None)
+    }
+
+    /// [`complete`](Registration::complete) for a hub message with headers, which other servers get as the client wrote
+    /// them where the wire format carries them (`aspnetcore`). `headers`: the whole map, encoded in the protocol of this
+    /// connection (a JSON object, a MessagePack map) and, like the value, not checked again; no bytes: no headers.
+    /// [`read_completion`](crate::wire::aspnetcore::read_completion) gives both.
+    ///
+    /// # Errors
+    /// As [`complete`](Registration::complete).
+    pub fn complete_with_headers(
+        &self,
+        id: &InvocationId,
+        result: ClientResult,
+        headers: Bytes,
+    ) -> Result<()> {
+        let headers = (!headers.is_empty()).then_some(headers);
+        self.owner.complete(&self.connection, id, result, headers)
     }
 
     /// Whether this connection was asked `id` and has not answered yet.

@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::HubName;
 
+/// Longest time that any field may hold.
+const LONGEST: Duration = Duration::from_secs(24 * 3_600);
+
 /// Configuration of a node ([`Router::open`](crate::Router::open)). Start from `default()` and set what differs.
 #[derive(Clone, Debug)]
 pub struct RouterConfig {
@@ -41,7 +44,7 @@ pub struct RouterConfig {
     pub queue_bytes: usize,
     /// Most positions (origin and topic) kept for loss detection, and most topics whose last number is kept for
     /// sending. Beyond it detection weakens, which is counted in [`Stats::evictions`](crate::Stats::evictions); no
-    /// frame is dropped. Default 65,536.
+    /// frame is dropped. Default 65,536, at least 16.
     pub tracked_positions: usize,
 }
 
@@ -88,11 +91,17 @@ impl RouterConfig {
                 "connect_timeout, send_timeout, ack_timeout, result_timeout and reconnect_min must be above 0",
             );
         }
+        if deadlines.iter().chain([&self.heartbeat, &self.reconnect_max]).any(|time| *time > LONGEST) {
+            return wrong("no time may exceed a day");
+        }
         if self.reconnect_max < self.reconnect_min {
             return wrong("reconnect_max must not be below reconnect_min");
         }
-        if self.queue_frames == 0 || self.queue_bytes == 0 || self.tracked_positions == 0 {
-            return wrong("queue_frames, queue_bytes and tracked_positions must be above 0");
+        if self.queue_frames == 0 || self.queue_bytes == 0 {
+            return wrong("queue_frames and queue_bytes must be above 0");
+        }
+        if self.tracked_positions < 16 {
+            return wrong("tracked_positions must be at least 16");
         }
         if self.queue_frames > u32::MAX as usize || self.queue_bytes > u32::MAX as usize {
             return wrong("queue_frames and queue_bytes must fit 32 bits");

@@ -138,7 +138,7 @@ impl Bus for MemoryBus {
 
     async fn connect(&self, attach: Attach<'_>) -> Result<Link> {
         let late = || Error::new(ErrorKind::Timeout, "connect").with_context("the memory bus is frozen");
-        let opened = self.0.when_moving(|state| {
+        let opened = self.0.when_moving(None, |state| {
             if state.refusing {
                 return Err(Error::new(ErrorKind::Unavailable, "connect")
                     .with_context("the memory bus refuses links"));
@@ -159,15 +159,19 @@ impl Bus for MemoryBus {
 }
 
 impl Broker {
-    /// Runs `act` under the lock as soon as the bus is not frozen.
-    async fn when_moving<T>(&self, mut act: impl FnMut(&mut State) -> Result<T>) -> Result<T> {
+    /// Runs `act` under the lock as soon as the bus is not frozen, or `link` has ended.
+    async fn when_moving<T>(
+        &self,
+        link: Option<u64>,
+        mut act: impl FnMut(&mut State) -> Result<T>,
+    ) -> Result<T> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
                 let mut state = self.state.lock();
-                if state.frozen_since.is_none() {
+                if state.frozen_since.is_none() || link.is_some_and(|id| !state.links.contains_key(&id)) {
                     return act(&mut state);
                 }
             }
@@ -401,7 +405,7 @@ impl MemorySender {
         operation: &'static str,
         mut act: impl FnMut(&mut State) -> T + Send,
     ) -> Result<T> {
-        let moving = self.broker.when_moving(|state| {
+        let moving = self.broker.when_moving(Some(self.id), |state| {
             if !state.links.contains_key(&self.id) {
                 return Err(Error::new(ErrorKind::Closed, operation));
             }

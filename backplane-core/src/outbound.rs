@@ -16,7 +16,8 @@ use crate::message::AbortReason;
 pub struct OutboundLimits {
     /// Most messages that may wait. Default 16,384.
     pub messages: usize,
-    /// Most bytes that may wait. Default 4 MiB. A single larger message passes when the queue is empty.
+    /// Most bytes that may wait. Default 4 MiB. A single larger item passes when the queue is empty: one message, or
+    /// a run of up to 128 messages and about 64 KiB that arrived together.
     pub bytes: usize,
     /// What happens when one more would not fit. Default [`OverflowPolicy::Disconnect`].
     pub overflow: OverflowPolicy,

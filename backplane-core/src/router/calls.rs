@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::{Instant, timeout};
@@ -286,11 +287,7 @@ impl Router {
         let node = self.node();
         match node.wire.home(&self.0.hub.name, connection) {
             Home::Unknown => Ok(None),
-            Home::Node(owner)
-                if owner != node.id && !node.liveness.lock().is_absent(owner, Instant::now()) =>
-            {
-                Ok(Some(owner))
-            }
+            Home::Node(owner) if owner != node.id && !node.liveness.lock().is_gone(owner) => Ok(Some(owner)),
             Home::Node(_) | Home::Nowhere => Err(not_found(operation, connection)),
         }
     }
@@ -307,7 +304,8 @@ impl Router {
     ) -> Result<T> {
         let asked = async {
             let slot = self.node().outbox.send(SmallVec::from_iter([draft]), deadline).await?;
-            if slot.decided().await? == Reach::Nodes(0) && zero_reach_is_absence {
+            let proves_absence = zero_reach_is_absence && self.node().outbox.limits()?.reports_reach;
+            if slot.decided().await? == Reach::Nodes(0) && proves_absence {
                 return Err(not_found(operation, connection));
             }
             answer.await
@@ -442,7 +440,13 @@ impl Drop for CancelInvoke<'_> {
 }
 
 impl RegistrationOwner for Handle {
-    fn complete(&self, connection: &ConnectionId, id: &InvocationId, result: ClientResult) -> Result<()> {
+    fn complete(
+        &self,
+        connection: &ConnectionId,
+        id: &InvocationId,
+        result: ClientResult,
+        headers: Option<Bytes>,
+    ) -> Result<()> {
         let asker = self.hub.questions.lock().answer(connection, id)?;
         match asker {
             None => Ok(()),
@@ -454,7 +458,8 @@ impl RegistrationOwner for Handle {
             Some(Asker::Remote { reply, .. }) => {
                 let node = &self.owner.node;
                 let Some(local) = self.hub.connections.lock().get(connection).cloned() else { return Ok(()) };
-                node.complete(&self.hub.name, &reply, id, &local.protocol, &Completion::Answered(result))
+                let completion = Completion::Answered { result, headers };
+                node.complete(&self.hub.name, &reply, id, &local.protocol, &completion)
             }
         }
     }

@@ -13,9 +13,12 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Adds one; returns the new count.
-    pub(crate) fn next(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    /// Adds. Returns the new count when it has reached another power of two: then the fault that is counted is worth
+    /// a line in the log, and a flood of it does not drown the log.
+    pub(crate) fn add_worth_a_line(&self, count: u64) -> Option<u64> {
+        let before = self.0.fetch_add(count, Ordering::Relaxed);
+        let now = before + count;
+        (now.checked_ilog2() != before.checked_ilog2()).then_some(now)
     }
 
     fn get(&self) -> u64 {

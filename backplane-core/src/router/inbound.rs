@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::bus::{Delivery, Position as LogPosition};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::health::{Event, Gap};
 use crate::id::{AckId, ConnectionId, HubName, InvocationId, NodeId, Protocol};
 use crate::message::{ClientResult, EncodedMessage};
@@ -25,6 +25,9 @@ use crate::wire::{AckOutcome, Beat, Command, Completion, Inbound, Provenance, Re
 /// What a remote command still has to wait for.
 pub(super) type Request = BoxFuture<'static, ()>;
 
+/// A run ends at so many messages or bytes: it is one item of an outbound queue, whose bounds are counted in both.
+const RUN_MESSAGES: usize = 128;
+const RUN_BYTES: usize = 64 << 10;
 /// Messages longer than this are shared with the received frame instead of copied out of it.
 const COPY_BELOW: usize = 4_096;
 
@@ -44,6 +47,8 @@ pub(super) struct Pump {
 struct Run {
     topic: Topic,
     route: Arc<Route>,
+    judged: bool,
+    bytes: usize,
     messages: SmallVec<[EncodedMessage; 8]>,
 }
 
@@ -60,7 +65,12 @@ impl Pump {
         self.position = None;
     }
 
-    /// These topics are no longer ours.
+    /// A tick passed.
+    pub(super) fn age(&mut self) {
+        self.positions.age();
+    }
+
+    /// These topics were freed.
     pub(super) fn forget_topics(&mut self, topics: &[Topic]) {
         for topic in topics {
             self.positions.forget_topic(topic);
@@ -104,25 +114,24 @@ impl Pump {
     }
 
     fn frame(&mut self, topic: Topic, frame: Bytes, run: &mut Option<Run>) {
-        let route = match run {
-            Some(run) if run.topic == topic => run.route.clone(),
+        let (route, judged) = match run {
+            Some(run) if run.topic == topic => (run.route.clone(), run.judged),
             _ => match self.node.interest.lock().route(&topic) {
-                Some(route) => route.clone(),
+                Some((route, judged)) => (route.clone(), judged),
                 None => return self.node.counters.unwanted.add(1),
             },
         };
         let decoded = match self.node.wire.decode(&route, frame) {
             Ok(decoded) => decoded,
             Err(error) => {
-                // One line for each power of two, so that a foreign flood does not drown the log.
-                let count = self.node.counters.malformed.next();
-                if count.is_power_of_two() {
+                if let Some(count) = self.node.counters.malformed.add_worth_a_line(1) {
                     tracing::warn!(node = %self.node.id, %topic, %error, count, "a frame could not be read");
                 }
                 return;
             }
         };
         if let Some(provenance) = decoded.provenance
+            && judged
             && *route != Route::Common
         {
             let (verdict, findings) = self.positions.judge(&topic, provenance);
@@ -136,9 +145,15 @@ impl Pump {
         }
         match decoded.body {
             Inbound::Message { except, message } if except.is_empty() => match run {
-                Some(run) if run.topic == topic => run.messages.push(message),
+                Some(run)
+                    if run.topic == topic && run.messages.len() < RUN_MESSAGES && run.bytes < RUN_BYTES =>
+                {
+                    run.bytes += message.len();
+                    run.messages.push(message);
+                }
                 _ => {
-                    let next = Run { topic, route, messages: SmallVec::from_iter([message]) };
+                    let bytes = message.len();
+                    let next = Run { topic, route, judged, bytes, messages: SmallVec::from_iter([message]) };
                     let previous = run.replace(next);
                     self.finish(previous);
                 }
@@ -291,8 +306,12 @@ impl Pump {
         });
         // Whoever is not here speaks no protocol.
         let Some((hub, connection)) = found else { return refuse(&Protocol::JSON, Completion::NotFound) };
-        if let Err((_, why)) = hub.questions.lock().open(id.clone(), &connection.id, asker, expires) {
-            return refuse(&connection.protocol, Completion::Answered(ClientResult::error(why)));
+        let opened = hub.questions.lock().open(id.clone(), &connection.id, asker, expires);
+        if let Err((_, why)) = opened {
+            refuse(&connection.protocol, Completion::answered(ClientResult::error(why)));
+            // The client is asked all the same, as by SignalR; its answer belongs to whoever asked first.
+            let _ = self.node.push(&connection, message);
+            return;
         }
         let asked = self.node.push(&connection, message);
         let registered = hub.connections.lock().get(&connection.id).is_some();
@@ -355,12 +374,23 @@ impl Node {
         protocol: &Protocol,
         completion: &Completion,
     ) -> Result<()> {
-        let draft = self.wire.encode(hub, Command::Complete { to, id, protocol, completion })?;
-        self.outbox.limits()?;
+        let encode = |completion: &Completion| {
+            self.wire.encode(hub, Command::Complete { to, id, protocol, completion })
+        };
+        let mut draft = encode(completion)?;
+        let (length, most) = (draft.frame.len(), self.outbox.limits()?.max_frame);
+        if length > most {
+            draft = encode(&Completion::answered(ClientResult::error("The client's result is too large.")))?;
+        }
         if !self.outbox.reply(draft) {
             self.counters.replies_dropped.add(1);
-            let error = crate::Error::new(ErrorKind::Overloaded, "complete");
-            return Err(error.with_context("the answer is too large or too many answers wait to be sent"));
+            let error = Error::new(ErrorKind::Overloaded, "complete");
+            return Err(error.with_context("too many answers wait to be sent"));
+        }
+        if length > most {
+            let context =
+                format!("an answer of {length} bytes, the bus carries at most {most}; the asker was told");
+            return Err(Error::new(ErrorKind::TooLarge, "complete").with_context(context));
         }
         Ok(())
     }

@@ -20,12 +20,15 @@ pub(crate) struct Interest {
     hashes: Option<HashMap<u64, Topic, RandomState>>,
     missing: Vec<Topic>,
     unneeded: Vec<Topic>,
+    /// Subscriptions and unsubscriptions take turns, so that neither starves behind a flood of the other.
+    free_next: bool,
     /// `Some`: why the link is down.
     offline: Option<Error>,
 }
 
 struct Entry {
-    route: Arc<Route>,
+    /// `None`: left over from an attempt to connect, wanted by nobody.
+    route: Option<Arc<Route>>,
     wanted: u32,
     state: State,
     waiting: Vec<oneshot::Sender<Result<()>>>,
@@ -54,6 +57,12 @@ pub(crate) enum Change {
     Unsubscribe(Vec<Topic>),
 }
 
+impl Entry {
+    fn left_over() -> Self {
+        Self { route: None, wanted: 0, state: State::Absent, waiting: Vec::new() }
+    }
+}
+
 impl Interest {
     pub(crate) fn new(hashed: bool) -> Self {
         Self {
@@ -61,6 +70,7 @@ impl Interest {
             hashes: hashed.then(HashMap::default),
             missing: Vec::new(),
             unneeded: Vec::new(),
+            free_next: false,
             offline: Some(
                 Error::new(ErrorKind::Unavailable, "subscribe").with_context("the link is not up yet"),
             ),
@@ -120,7 +130,8 @@ impl Interest {
 
     /// The next call to the link, if any.
     pub(crate) fn next_change(&mut self, at_most: usize) -> Option<Change> {
-        if !self.missing.is_empty() {
+        self.free_next = !self.free_next;
+        if !self.missing.is_empty() && (self.unneeded.is_empty() || !self.free_next) {
             let count = self.missing.len().min(at_most);
             let batch: Vec<Topic> = self.missing.drain(..count).collect();
             return Some(Change::Subscribe(batch));
@@ -176,9 +187,10 @@ impl Interest {
         settled
     }
 
-    /// An unsubscription ended. Returns the topics that are gone for good.
+    /// An unsubscription ended. Returns the topics that were freed, if only for a moment: what was sent to them
+    /// meanwhile was not ours.
     pub(crate) fn unsubscribed(&mut self, topics: Vec<Topic>) -> Vec<Topic> {
-        let mut gone = Vec::with_capacity(topics.len());
+        let mut freed = Vec::with_capacity(topics.len());
         for topic in topics {
             let Some(entry) = self.topics.get_mut(&topic) else { continue };
             if entry.state != State::Unsubscribing {
@@ -186,13 +198,13 @@ impl Interest {
             }
             if entry.wanted == 0 {
                 self.forget(&topic);
-                gone.push(topic);
             } else {
                 entry.state = State::Subscribing;
-                self.missing.push(topic);
+                self.missing.push(topic.clone());
             }
+            freed.push(topic);
         }
-        gone
+        freed
     }
 
     /// The link was lost: nothing is confirmed, all who wait are told.
@@ -227,12 +239,7 @@ impl Interest {
                 Some(entry) => entry.state = State::Confirmed,
                 None => {
                     // Released during the attempt: the link has it all the same, so it must be freed there.
-                    let entry = Entry {
-                        route: Arc::new(Route::Common),
-                        wanted: 0,
-                        state: State::Confirmed,
-                        waiting: Vec::new(),
-                    };
+                    let entry = Entry { state: State::Confirmed, ..Entry::left_over() };
                     self.topics.insert(topic.clone(), entry);
                 }
             }
@@ -249,9 +256,13 @@ impl Interest {
         }
     }
 
-    /// What a topic means to us; `None`: nobody here wants it.
-    pub(crate) fn route(&self, topic: &Topic) -> Option<&Arc<Route>> {
-        self.topics.get(topic).filter(|entry| entry.wanted > 0).map(|entry| &entry.route)
+    /// What a topic means to us, and whether frames on it can be judged by their numbers; `None`: it is not ours. A
+    /// topic that nobody wants just now stays ours until it is freed, so that no number is missed if somebody does
+    /// again.
+    pub(crate) fn route(&self, topic: &Topic) -> Option<(&Arc<Route>, bool)> {
+        let entry = self.topics.get(topic)?;
+        let judged = matches!(entry.state, State::Confirmed | State::Unsubscribing);
+        Some((entry.route.as_ref()?, judged))
     }
 
     /// The confirmed topic of that hash, if it is one of ours.
@@ -268,15 +279,15 @@ impl Interest {
     }
 
     fn entry(&mut self, topic: &Topic, route: impl FnOnce() -> Route) -> &mut Entry {
-        if !self.topics.contains_key(topic) {
-            if let Some(hashes) = &mut self.hashes {
-                hashes.insert(topic_hash(topic), topic.clone());
-            }
-            let entry =
-                Entry { route: Arc::new(route()), wanted: 0, state: State::Absent, waiting: Vec::new() };
-            self.topics.insert(topic.clone(), entry);
+        let known = self.topics.get(topic).is_some_and(|entry| entry.route.is_some());
+        if !known && let Some(hashes) = &mut self.hashes {
+            hashes.insert(topic_hash(topic), topic.clone());
         }
-        self.topics.get_mut(topic).expect("it was inserted above")
+        let entry = self.topics.entry(topic.clone()).or_insert_with(Entry::left_over);
+        if !known {
+            entry.route = Some(Arc::new(route()));
+        }
+        entry
     }
 
     fn forget(&mut self, topic: &Topic) {
@@ -339,7 +350,7 @@ mod tests {
         interest.release(&Topic::from("a"));
         let Some(Change::Unsubscribe(batch)) = interest.next_change(100) else { panic!("nothing to do") };
         let mut wait = want(&mut interest, "a").expect("must wait");
-        assert!(interest.unsubscribed(batch).is_empty());
+        assert_eq!(interest.unsubscribed(batch), [Topic::from("a")], "what was sent meanwhile was not ours");
         let Some(Change::Subscribe(batch)) = interest.next_change(100) else { panic!("nothing to do") };
         assert!(interest.subscribed(&batch, &Ok(())));
         assert!(wait.try_recv().unwrap().is_ok());
@@ -355,6 +366,30 @@ mod tests {
         assert_eq!(interest.next_change(100), Some(Change::Unsubscribe(vec![Topic::from("a")])));
         assert_eq!(interest.unsubscribed(vec![Topic::from("a")]).len(), 1);
         assert_eq!(interest.len(), 0);
+    }
+
+    #[test]
+    fn wanted_again_right_after_a_reconnect_a_topic_means_what_it_meant() {
+        let mut interest = Interest::new(true);
+        interest.online(&[Topic::from("a")]);
+        assert!(interest.route(&Topic::from("a")).is_none(), "released during the attempt");
+        let route = Route::All("hub".into());
+        assert!(matches!(interest.want(&Topic::from("a"), || route.clone()), Ok(Wanted::Confirmed)));
+        assert_eq!(interest.route(&Topic::from("a")), Some((&Arc::new(route), true)));
+        assert!(interest.confirmed_by_hash(topic_hash(&Topic::from("a"))).is_some());
+        assert_eq!(interest.next_change(100), None);
+    }
+
+    #[test]
+    fn frees_do_not_starve_behind_joins() {
+        let mut interest = interest();
+        let _wait = want(&mut interest, "a");
+        let Some(Change::Subscribe(batch)) = interest.next_change(100) else { panic!("nothing to do") };
+        assert!(interest.subscribed(&batch, &Ok(())));
+        interest.release(&Topic::from("a"));
+        let _waits: Vec<_> = ["b", "c"].iter().map(|topic| want(&mut interest, topic)).collect();
+        let changes: Vec<_> = (0..3).filter_map(|_| interest.next_change(1)).collect();
+        assert!(changes.contains(&Change::Unsubscribe(vec![Topic::from("a")])), "{changes:?}");
     }
 
     #[test]

@@ -331,7 +331,12 @@ impl Node {
 
     /// The sender did not encode for this client's protocol: the bytes do not exist, the client must go.
     fn lacks_protocol(&self, connection: &Connection, messages: u64) -> Pushed {
-        self.counters.missing_protocol.add(messages);
+        if let Some(count) = self.counters.missing_protocol.add_worth_a_line(messages) {
+            tracing::warn!(
+                node = %self.id, connection = %connection.id, protocol = %connection.protocol, count,
+                "a message was not encoded for this client's protocol; every server must publish all protocols in use"
+            );
+        }
         connection.outbound.close(CloseReason::MissingProtocol);
         Pushed::Closed
     }

@@ -1,16 +1,21 @@
 //! Who is alive: our own echo, and the beats of other nodes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::id::NodeId;
 
+/// Most nodes remembered to be gone.
+const MAX_GONE: usize = 4_096;
+
 /// Judges beats. Owned by the supervisor's task; time is handed in.
 pub(crate) struct Nodes {
     bound: Duration,
     others: HashMap<NodeId, Instant>,
+    /// Known to be gone, and not heard since: at most [`MAX_GONE`], then forgotten.
+    gone: HashSet<NodeId>,
     /// Our own beats that were handed to the link and not heard yet.
     outstanding: VecDeque<(u64, Instant)>,
     /// Since when we hear our own beats without interruption.
@@ -24,6 +29,7 @@ impl Nodes {
         Self {
             bound,
             others: HashMap::new(),
+            gone: HashSet::new(),
             outstanding: VecDeque::new(),
             hearing_since: None,
             up_since: now,
@@ -85,11 +91,13 @@ impl Nodes {
 
     /// Another node's beat. `true`: heard for the first time.
     pub(crate) fn heard(&mut self, node: NodeId, now: Instant) -> bool {
+        self.gone.remove(&node);
         self.others.insert(node, now).is_none()
     }
 
     /// Another node said farewell. `true`: it was known.
     pub(crate) fn left(&mut self, node: NodeId) -> bool {
+        self.bury(node);
         self.others.remove(&node).is_some()
     }
 
@@ -102,10 +110,25 @@ impl Nodes {
         if self.hearing_since.is_none_or(|since| now.saturating_duration_since(since) < patience) {
             return Vec::new();
         }
-        self.others
+        let silent: Vec<NodeId> = self
+            .others
             .extract_if(|_, heard| now.saturating_duration_since(*heard) >= patience)
             .map(|(node, _)| node)
-            .collect()
+            .collect();
+        silent.iter().for_each(|node| self.bury(*node));
+        silent
+    }
+
+    /// Whether `node` left or fell silent, and was not heard since.
+    pub(crate) fn is_gone(&self, node: NodeId) -> bool {
+        self.gone.contains(&node)
+    }
+
+    fn bury(&mut self, node: NodeId) {
+        if self.gone.len() >= MAX_GONE {
+            self.gone.clear();
+        }
+        self.gone.insert(node);
     }
 
     /// Whether `node` is known not to live: unheard although we have listened long enough to have heard it.
@@ -152,7 +175,9 @@ mod tests {
             let gone = nodes.silent(now);
             assert_eq!(gone.is_empty(), beat < 4, "beat {beat}");
         }
-        assert!(nodes.is_absent(OTHER, at(start, 12.0)));
+        assert!(nodes.is_absent(OTHER, at(start, 12.0)) && nodes.is_gone(OTHER));
+        nodes.heard(OTHER, at(start, 13.0));
+        assert!(!nodes.is_gone(OTHER));
     }
 
     #[test]

@@ -21,7 +21,8 @@ use crate::wire::Draft;
 /// The frames of one send; nearly always one.
 pub(crate) type Drafts = SmallVec<[Draft; 1]>;
 
-/// Most replies (acknowledgements, answers) that may wait beside the bounds; beyond it they are dropped and counted.
+/// Most replies (acknowledgements, answers) that may be queued or unconfirmed beside the bounds, and as many bytes of
+/// them as of everything else; beyond it they are dropped and counted.
 const MAX_REPLIES: usize = 65_536;
 
 /// Awaits the acceptance of one send, which may be several frames.
@@ -62,6 +63,10 @@ impl AcceptanceSlot {
         }
         let (accepted, frames) = (slot.accepted as usize, slot.frames as usize);
         Poll::Ready(match slot.failure.take() {
+            // What was accepted may have taken effect.
+            Some(error) if accepted > 0 => {
+                Err(error.with_outcome_unknown().with_partial(Partial { accepted, frames }))
+            }
             Some(error) if frames > 1 => Err(error.with_partial(Partial { accepted, frames })),
             Some(error) => Err(*error),
             None => Ok(slot.reached.map_or(Reach::Unknown, Reach::Nodes)),
@@ -136,7 +141,9 @@ pub(crate) struct Outbox {
 
 struct Queue {
     items: VecDeque<Item>,
+    /// Replies queued or unconfirmed, and their bytes.
     replies: usize,
+    reply_bytes: usize,
     /// `Err`: why nothing can be queued.
     link: std::result::Result<Limits, Error>,
 }
@@ -145,7 +152,7 @@ impl Outbox {
     pub(crate) fn new(max_frames: usize, max_bytes: usize) -> Self {
         let down = Error::new(ErrorKind::Unavailable, "send").with_context("the link is not up yet");
         Self {
-            queue: Mutex::new(Queue { items: VecDeque::new(), replies: 0, link: Err(down) }),
+            queue: Mutex::new(Queue { items: VecDeque::new(), replies: 0, reply_bytes: 0, link: Err(down) }),
             ready: Notify::new(),
             frames: Semaphore::new(max_frames),
             bytes: Semaphore::new(max_bytes),
@@ -164,7 +171,6 @@ impl Outbox {
         let items = {
             let mut queue = self.queue.lock();
             queue.link = Err(error.clone());
-            queue.replies = 0;
             std::mem::take(&mut queue.items)
         };
         for item in items {
@@ -216,11 +222,15 @@ impl Outbox {
     pub(crate) fn reply(&self, draft: Draft) -> bool {
         let mut queue = self.queue.lock();
         let fits = queue.link.as_ref().is_ok_and(|limits| draft.frame.len() <= limits.max_frame);
-        if !fits || queue.replies >= MAX_REPLIES {
+        let bytes = draft.frame.len();
+        let full = queue.replies >= MAX_REPLIES
+            || (queue.replies > 0 && queue.reply_bytes + bytes > self.max_bytes as usize);
+        if !fits || full {
             return false;
         }
         queue.replies += 1;
-        let ticket = Ticket { slot: None, frames: 0, bytes: 0 };
+        queue.reply_bytes += bytes;
+        let ticket = Ticket { slot: None, frames: 0, bytes: u32::try_from(bytes).unwrap_or(u32::MAX) };
         queue.items.push_back(Item { topic: draft.topic, frame: draft.frame, ticket });
         drop(queue);
         self.ready.notify_one();
@@ -237,7 +247,6 @@ impl Outbox {
             count += 1;
         }
         let taken: Vec<Item> = queue.items.drain(..count).collect();
-        queue.replies -= taken.iter().filter(|item| item.ticket.slot.is_none()).count().min(queue.replies);
         if !queue.items.is_empty() {
             drop(queue);
             self.ready.notify_one();
@@ -257,13 +266,21 @@ impl Outbox {
 
     /// As [`settle`](Outbox::settle), for a batch: room is given back once.
     pub(crate) fn settle_all(&self, outcomes: impl IntoIterator<Item = (Ticket, Result<Reach>)>) {
-        let (mut frames, mut bytes) = (0, 0);
+        let (mut frames, mut bytes, mut replies, mut reply_bytes) = (0, 0, 0, 0);
         for (ticket, result) in outcomes {
-            frames += ticket.frames as usize;
-            bytes += ticket.bytes as usize;
             if let Some(slot) = ticket.slot {
+                frames += ticket.frames as usize;
+                bytes += ticket.bytes as usize;
                 slot.decide(result);
+            } else {
+                replies += 1;
+                reply_bytes += ticket.bytes as usize;
             }
+        }
+        if replies > 0 {
+            let mut queue = self.queue.lock();
+            queue.replies = queue.replies.saturating_sub(replies);
+            queue.reply_bytes = queue.reply_bytes.saturating_sub(reply_bytes);
         }
         if frames > 0 {
             self.frames.add_permits(frames);

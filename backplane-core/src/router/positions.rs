@@ -13,6 +13,12 @@ use crate::id::NodeId;
 use crate::topic::Topic;
 use crate::wire::{Provenance, topic_hash};
 
+/// Most numbers remembered in all windows together (32 MiB); beyond it the windows stay at [`SMALL_WINDOW`].
+const MAX_REMEMBERED: usize = 4 << 20;
+const SMALL_WINDOW: usize = 16;
+/// A freed topic is remembered for so many ticks (tenths of the heartbeat bound): two beats and a little.
+const FREED_TICKS: u8 = 7;
+
 /// Most topics that one beat names.
 pub(crate) const BEAT_TOPICS: usize = 256;
 
@@ -97,9 +103,40 @@ pub(crate) struct Positions {
     capacity: usize,
     /// How many numbers of one origin and topic are remembered to recognise repeats.
     window: usize,
-    /// Per origin: up to where a gap was already told. What is lost below needs no other one.
-    told: HashMap<NodeId, u64, RandomState>,
+    /// Per origin: the extent of the gaps told so far. What is lost inside needs no other one.
+    told: HashMap<NodeId, Told, RandomState>,
     clock: u64,
+    /// Numbers remembered in all windows together.
+    remembered: usize,
+    /// Topics that were freed a short while ago. Frames of the old subscription may still come after a new one is
+    /// confirmed, and what was sent in between was not ours: the first hole of each origin is a start.
+    freed: HashMap<Topic, Freed, RandomState>,
+}
+
+#[derive(Default)]
+struct Freed {
+    ticks: u8,
+    started: Vec<NodeId>,
+}
+
+/// Numbers above `after`, up to `through`.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    after: u64,
+    through: u64,
+}
+
+impl Told {
+    fn covers(self, after: u64, through: u64) -> bool {
+        self.after <= after && through <= self.through
+    }
+
+    fn widen(self, after: u64, through: u64) -> Self {
+        if self.through == 0 {
+            return Self { after, through };
+        }
+        Self { after: self.after.min(after), through: self.through.max(through) }
+    }
 }
 
 #[derive(Default)]
@@ -122,58 +159,71 @@ pub(crate) struct Findings {
 
 impl Positions {
     pub(crate) fn new(capacity: usize, window: usize) -> Self {
-        Self { topics: HashMap::default(), entries: 0, capacity, window, told: HashMap::default(), clock: 0 }
+        Self {
+            topics: HashMap::default(),
+            entries: 0,
+            capacity,
+            window,
+            told: HashMap::default(),
+            clock: 0,
+            remembered: 0,
+            freed: HashMap::default(),
+        }
     }
 
     /// A frame arrived on `topic`.
     pub(crate) fn judge(&mut self, topic: &Topic, frame: Provenance) -> (Verdict, Findings) {
-        let told = self.told.get(&frame.origin).copied().unwrap_or(0);
-        let window = self.window;
+        let told = self.told.get(&frame.origin).copied().unwrap_or_default();
+        let window =
+            if self.remembered < MAX_REMEMBERED { self.window } else { self.window.min(SMALL_WINDOW) };
         let mut findings = Findings::default();
         let Some(position) = self.find(topic, frame.origin) else {
             // A late joiner starts at the first predecessor it sees.
             findings.evicted = self.insert(topic, frame.origin, frame.seq, Some(frame.seq));
             return (Verdict::Accept, findings);
         };
-        if frame.seq > position.last {
-            if frame.prev > position.last.max(told) {
-                findings.gap = Some(Gap {
-                    origin: Some(frame.origin),
-                    topics: Some(vec![topic.clone()]),
-                    after: position.last,
-                    through: frame.seq - 1,
-                    reason: LossReason::Missing,
-                });
+        let before = position.seen.len();
+        let mut hole = None;
+        let place = if frame.seq > position.last {
+            if frame.prev > position.last && !told.covers(position.last, frame.prev) {
+                hole = Some(position.last);
             }
             position.last = frame.seq;
-            position.seen.push_back(frame.seq);
+            before
         } else {
             match position.seen.binary_search(&frame.seq) {
                 Ok(_) => return (Verdict::Repeat, findings),
-                Err(index) => position.seen.insert(index, frame.seq),
+                Err(place) => place,
             }
-        }
-        if position.seen.len() > window {
-            position.seen.pop_front();
+        };
+        // Room first, so that the window never grows past its size.
+        let surplus = (before + 1).saturating_sub(window);
+        position.seen.drain(..surplus);
+        if let Some(place) = place.checked_sub(surplus) {
+            position.seen.insert(place, frame.seq);
         }
         if position.suspect.is_some_and(|(seq, _)| position.last >= seq) {
             position.suspect = None;
         }
-        if let Some(gap) = &findings.gap {
-            self.told.insert(frame.origin, gap.through);
+        let now = position.seen.len();
+        self.remembered = self.remembered + now - before;
+        if let Some(after) = hole
+            && !self.starts_anew(topic, frame.origin)
+        {
+            findings.gap = Some(self.tell(topic, frame.origin, after, frame.seq - 1));
         }
         (Verdict::Accept, findings)
     }
 
     /// A beat of `origin`, published after its frame `beat_seq`, announced that its last frame on `topic` is `seq`.
     pub(crate) fn announced(&mut self, topic: &Topic, origin: NodeId, seq: u64, beat_seq: u64) -> Findings {
-        let told = self.told.get(&origin).copied().unwrap_or(0);
+        let told = self.told.get(&origin).copied().unwrap_or_default();
         let mut findings = Findings::default();
         let Some(position) = self.find(topic, origin) else {
             findings.evicted = self.insert(topic, origin, seq, None);
             return findings;
         };
-        if position.last.max(told) >= seq {
+        if position.last >= seq || told.covers(position.last, seq) {
             position.suspect = None;
             return findings;
         }
@@ -183,15 +233,8 @@ impl Positions {
                 let after = position.last;
                 position.last = suspected;
                 position.suspect = (suspected < seq).then_some((seq, beat_seq));
-                if suspected > told {
-                    self.told.insert(origin, through.max(told));
-                    findings.gap = Some(Gap {
-                        origin: Some(origin),
-                        topics: Some(vec![topic.clone()]),
-                        after,
-                        through,
-                        reason: LossReason::Missing,
-                    });
+                if !told.covers(after, suspected) && !self.starts_anew(topic, origin) {
+                    findings.gap = Some(self.tell(topic, origin, after, through.max(suspected)));
                 }
             }
             _ => position.suspect = Some((seq, beat_seq)),
@@ -199,23 +242,49 @@ impl Positions {
         findings
     }
 
-    /// The topic is no longer ours.
+    fn tell(&mut self, topic: &Topic, origin: NodeId, after: u64, through: u64) -> Gap {
+        let told = self.told.entry(origin).or_default();
+        *told = told.widen(after, through);
+        Gap {
+            origin: Some(origin),
+            topics: Some(vec![topic.clone()]),
+            after,
+            through,
+            reason: LossReason::Missing,
+        }
+    }
+
+    /// The topic was freed.
     pub(crate) fn forget_topic(&mut self, topic: &Topic) {
         if let Some(positions) = self.topics.remove(topic) {
             self.entries -= positions.len();
+            self.remembered -= numbers(&positions);
+            if self.freed.len() < self.capacity {
+                self.freed.insert(topic.clone(), Freed::default());
+            }
         }
+    }
+
+    /// A tick passed.
+    pub(crate) fn age(&mut self) {
+        self.freed.retain(|_, freed| {
+            freed.ticks += 1;
+            freed.ticks <= FREED_TICKS
+        });
+    }
+
+    fn starts_anew(&mut self, topic: &Topic, origin: NodeId) -> bool {
+        let Some(freed) = self.freed.get_mut(topic) else { return false };
+        let first = !freed.started.contains(&origin);
+        if first {
+            freed.started.push(origin);
+        }
+        first
     }
 
     /// The origin is gone for good.
     pub(crate) fn forget_origin(&mut self, origin: NodeId) {
-        let mut removed = 0;
-        self.topics.retain(|_, positions| {
-            let before = positions.len();
-            positions.retain(|(node, _)| *node != origin);
-            removed += before - positions.len();
-            !positions.is_empty()
-        });
-        self.entries -= removed;
+        self.retain(|node, _| node != origin);
         self.told.remove(&origin);
     }
 
@@ -223,7 +292,20 @@ impl Positions {
     pub(crate) fn clear(&mut self) {
         self.topics.clear();
         self.told.clear();
+        self.freed.clear();
         self.entries = 0;
+        self.remembered = 0;
+    }
+
+    fn retain(&mut self, keep: impl Fn(NodeId, &Position) -> bool) {
+        let (mut entries, mut remembered) = (0, 0);
+        self.topics.retain(|_, positions| {
+            positions.retain(|(node, position)| keep(*node, position));
+            entries += positions.len();
+            remembered += numbers(positions);
+            !positions.is_empty()
+        });
+        (self.entries, self.remembered) = (entries, remembered);
     }
 
     fn find(&mut self, topic: &Topic, origin: NodeId) -> Option<&mut Position> {
@@ -245,6 +327,7 @@ impl Positions {
             }
         }
         self.entries += 1;
+        self.remembered += usize::from(seen.is_some());
         evicted
     }
 
@@ -254,15 +337,13 @@ impl Positions {
         let (_, &mut limit, _) =
             uses.select_nth_unstable((self.capacity.div_ceil(8) - 1).min(self.entries - 1));
         let before = self.entries;
-        let mut left = 0;
-        self.topics.retain(|_, positions| {
-            positions.retain(|(_, position)| position.used > limit);
-            left += positions.len();
-            !positions.is_empty()
-        });
-        self.entries = left;
-        (before - left) as u64
+        self.retain(|_, position| position.used > limit);
+        (before - self.entries) as u64
     }
+}
+
+fn numbers(positions: &[(NodeId, Position)]) -> usize {
+    positions.iter().map(|(_, position)| position.seen.len()).sum()
 }
 
 #[cfg(test)]
@@ -306,6 +387,46 @@ mod tests {
         assert_eq!((verdict, gap.after, gap.through, gap.origin), (Verdict::Accept, 1, 4, Some(A)));
         assert_eq!(positions.judge(&topic("b"), frame(6, 4)).1.gap, None, "told already");
         assert!(positions.judge(&topic("b"), frame(9, 8)).1.gap.is_some(), "a new loss");
+    }
+
+    #[test]
+    fn a_gap_covers_only_what_it_says() {
+        let mut positions = positions();
+        positions.judge(&topic("b"), frame(1, 0));
+        // 2 on `b` is lost, 3 on `a` arrives, 4 on `a` is lost.
+        positions.judge(&topic("a"), frame(3, 0));
+        let gap = positions.judge(&topic("a"), frame(6, 4)).1.gap.unwrap();
+        assert_eq!((gap.after, gap.through), (3, 5));
+        let gap = positions.judge(&topic("b"), frame(7, 2)).1.gap.unwrap();
+        assert_eq!((gap.after, gap.through), (1, 6));
+    }
+
+    #[test]
+    fn what_was_sent_between_two_subscriptions_is_no_loss() {
+        let mut positions = positions();
+        positions.judge(&topic("a"), frame(1, 0));
+        positions.forget_topic(&topic("a"));
+        // A straggler of the old subscription, then the first frame of the new one.
+        positions.judge(&topic("a"), frame(2, 1));
+        assert_eq!(positions.judge(&topic("a"), frame(9, 8)).1.gap, None);
+        assert!(positions.judge(&topic("a"), frame(12, 11)).1.gap.is_some(), "only once");
+        positions.forget_topic(&topic("a"));
+        (0..=FREED_TICKS).for_each(|_| positions.age());
+        positions.judge(&topic("a"), frame(13, 12));
+        assert!(positions.judge(&topic("a"), frame(15, 14)).1.gap.is_some(), "only for a while");
+    }
+
+    #[test]
+    fn windows_are_bounded() {
+        let mut positions = Positions::new(16, 64);
+        for seq in 1..1_000 {
+            positions.judge(&topic(&format!("t{}", seq % 40)), frame(seq, 0));
+            positions.judge(&topic("busy"), frame(seq, 0));
+        }
+        assert!(positions.remembered <= 16 * 64);
+        assert_eq!(positions.remembered, positions.topics.values().map(|it| numbers(it)).sum::<usize>());
+        positions.forget_origin(A);
+        assert_eq!((positions.entries, positions.remembered), (0, 0));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The questions that connections of this node were asked and have not answered: the owner's side of client results.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
@@ -18,7 +18,7 @@ const MAX_PER_CONNECTION: usize = 65_536;
 #[derive(Default)]
 pub(crate) struct Questions {
     open: HashMap<InvocationId, Question, RandomState>,
-    of_connection: HashMap<ConnectionId, Vec<InvocationId>, RandomState>,
+    of_connection: HashMap<ConnectionId, HashSet<InvocationId, RandomState>, RandomState>,
 }
 
 struct Question {
@@ -60,7 +60,7 @@ impl Questions {
         if of_connection.len() >= MAX_PER_CONNECTION {
             return Err((asker, "Too many unanswered questions to this connection."));
         }
-        of_connection.push(id.clone());
+        of_connection.insert(id.clone());
         self.open.insert(id, Question { connection: connection.clone(), asker, expires });
         Ok(())
     }
@@ -86,9 +86,7 @@ impl Questions {
     pub(crate) fn close(&mut self, id: &InvocationId) -> Option<Asker> {
         let question = self.open.remove(id)?;
         if let Some(ids) = self.of_connection.get_mut(&question.connection) {
-            if let Some(index) = ids.iter().position(|open| open == id) {
-                ids.swap_remove(index);
-            }
+            ids.remove(id);
             if ids.is_empty() {
                 self.of_connection.remove(&question.connection);
             }
@@ -149,7 +147,7 @@ pub(crate) fn outcome(connection: &ConnectionId, completion: Completion) -> Resu
     let not_found =
         |context: String| Err(Error::new(ErrorKind::ConnectionNotFound, "invoke").with_context(context));
     match completion {
-        Completion::Answered(result) => Ok(result),
+        Completion::Answered { result, .. } => Ok(result),
         Completion::Disconnected => not_found(format!("connection '{connection}' disconnected")),
         Completion::NotFound => not_found(format!("connection '{connection}' does not exist")),
         Completion::Unreadable(text) => Err(Error::new(ErrorKind::Malformed, "invoke").with_context(text)),

@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::bus::{Attach, Bus, Link, LinkSender, LossReason, Outgoing, Reach};
@@ -48,7 +49,7 @@ pub(super) struct Supervisor {
 }
 
 type InFlight = FuturesUnordered<BoxFuture<'static, (Undecided, Vec<Result<Reach>>)>>;
-type Changing = BoxFuture<'static, Vec<(Change, Result<()>)>>;
+type Changing = BoxFuture<'static, std::result::Result<Vec<(Change, Result<()>)>, Elapsed>>;
 
 enum End {
     Stopped,
@@ -218,7 +219,8 @@ impl Supervisor {
         let end = loop {
             if changing.is_none() {
                 let change = node.interest.lock().next_change(CHANGE_BATCH);
-                changing = change.map(|change| carry_out(sender.clone(), change).boxed());
+                let patience = node.config.heartbeat.max(node.config.ack_timeout);
+                changing = change.map(|change| timeout(patience, carry_out(sender.clone(), change)).boxed());
             }
             tokio::select! {
                 in_order = async { stop.wait_for(|stop| *stop).await.is_ok() } => {
@@ -243,6 +245,11 @@ impl Supervisor {
                 Some(()) = requests.next() => {}
                 changes = async { changing.as_mut().expect("guarded").await }, if changing.is_some() => {
                     changing = None;
+                    // Without an answer the outcome is open, and only a new link settles it.
+                    let Ok(changes) = changes else {
+                        let error = Error::new(ErrorKind::Unavailable, "subscribe");
+                        break End::Lost(error.with_context("the bus did not answer a change of interest in time"));
+                    };
                     if !self.changed(changes) {
                         let error = Error::new(ErrorKind::Unavailable, "subscribe");
                         break End::Lost(error.with_context("a topic that is relied on could not be subscribed"));
@@ -275,7 +282,8 @@ impl Supervisor {
                 batch.settle(results);
             }
         };
-        if timeout(node.config.heartbeat.min(Duration::from_secs(1)), decided).await.is_err() {
+        let patience = node.config.heartbeat.min(Duration::from_secs(1)).min(node.config.send_timeout / 10);
+        if timeout(patience, decided).await.is_err() {
             tracing::debug!(node = %node.id, batches = in_flight.len(), "the bus left publishes undecided");
         }
         end
@@ -344,6 +352,7 @@ impl Supervisor {
 
     /// Notices who is gone and what has expired.
     fn look_around(&mut self, now: Instant) {
+        self.pump.age();
         let silent = {
             let mut liveness = self.node.liveness.lock();
             let mut silent = liveness.silent(now);
@@ -431,6 +440,17 @@ impl Undecided {
         let accepted = results.iter().filter(|result| result.is_ok()).count() as u64;
         self.node.counters.published.add(accepted);
         self.node.counters.publish_failures.add(results.len() as u64 - accepted);
+        for result in &mut results {
+            // A link that ended under our hands is an outage to the sender, not its own shutdown.
+            if let Err(error) = result
+                && error.kind() == ErrorKind::Closed
+            {
+                let unknown = error.outcome_unknown();
+                let lost = Error::new(ErrorKind::Unavailable, "publish")
+                    .with_context("the link to the broker was lost");
+                *error = if unknown { lost.with_outcome_unknown() } else { lost };
+            }
+        }
         // A bus that answers for fewer frames than it was given leaves the others open.
         results.resize_with(tickets.len(), || Err(outcome_lost()));
         self.node.outbox.settle_all(tickets.into_iter().zip(results));

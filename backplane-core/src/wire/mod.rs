@@ -1,6 +1,6 @@
 //! How frames and topics look: a policy that the router follows and knows nothing else about.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -220,16 +220,47 @@ pub enum AckOutcome {
 }
 
 /// How a question ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Completion {
     /// The client answered.
-    Answered(ClientResult),
+    Answered {
+        /// What.
+        result: ClientResult,
+        /// The headers of the client's hub message: the whole map, not empty, encoded in the protocol of the client
+        /// that was asked, as the client wrote it (a JSON object, a MessagePack map). Nobody on the asking side reads
+        /// them, since SignalR gives them no meaning; `aspnetcore` carries them all the same, as .NET servers do,
+        /// `native` does not.
+        headers: Option<Bytes>,
+    },
     /// The connection left before it answered.
     Disconnected,
     /// The owner does not have that connection.
     NotFound,
     /// The answer came in a form that we cannot read; the text says what.
     Unreadable(String),
+}
+
+impl Completion {
+    /// The client answered, without headers.
+    #[must_use]
+    pub fn answered(result: ClientResult) -> Self {
+        Self::Answered { result, headers: None }
+    }
+}
+
+impl fmt::Debug for Completion {
+    /// Of headers the length; like payloads they are never printed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered { result, headers: None } => write!(f, "Answered({result:?})"),
+            Self::Answered { result, headers: Some(headers) } => {
+                write!(f, "Answered({result:?}, headers of {} bytes)", headers.len())
+            }
+            Self::Disconnected => f.write_str("Disconnected"),
+            Self::NotFound => f.write_str("NotFound"),
+            Self::Unreadable(text) => write!(f, "Unreadable({text:?})"),
+        }
+    }
 }
 
 /// A node tells that it lives.

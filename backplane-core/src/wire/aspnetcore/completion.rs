@@ -1,6 +1,7 @@
 //! The completion message inside a [`CompletionEnvelope`](super::CompletionEnvelope), in the hub protocols `json` and
-//! `messagepack`: only id, kind and span of the value are read, the value stays as the client wrote it.
+//! `messagepack`: only id, kind and the spans of value and headers are read, which stay as the client wrote them.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -28,8 +29,8 @@ const KIND_RESULT: i32 = 3;
 /// The error text by which an owner says that the asked connection is gone.
 const DISCONNECTED: &str = "Connection disconnected.";
 
-/// How a question ended, as the first hub message in `blob` says; a value is a slice of `blob`. `None`: it is another
-/// message than a completion.
+/// How a question ended, as the first hub message in `blob` says; a value and headers are slices of `blob`. `None`: it
+/// is another message than a completion. An empty map of headers is none.
 ///
 /// Once the question's id is known, an answer that breaks the hub protocol's rules is
 /// [`Completion::Unreadable`], so that the asker need not wait for its deadline (a .NET server drops it).
@@ -48,7 +49,8 @@ pub fn read_completion(protocol: &Protocol, blob: &Bytes) -> Result<Option<(Invo
 
 /// The message that tells the asker how question `id` ended, and the hub protocol it is written in: the value's own;
 /// without a value `protocol`, that of the asked client. Where that is neither `json` nor `messagepack`, the answer is
-/// in `json`, which every server reads, and a value, which it could not carry, is replaced by an error.
+/// in `json`, which every server reads, and a value, which it could not carry, is replaced by an error. Headers, which
+/// are in `protocol`, are left out of an answer in another one.
 #[must_use]
 pub fn write_completion(
     protocol: &Protocol,
@@ -56,23 +58,28 @@ pub fn write_completion(
     completion: &Completion,
 ) -> (Protocol, Bytes) {
     let (wanted, outcome) = match completion {
-        Completion::Answered(ClientResult::Value { protocol, value }) => (protocol, Outcome::Value(value)),
-        Completion::Answered(ClientResult::Void) => (protocol, Outcome::Void),
-        Completion::Answered(ClientResult::Error(text)) | Completion::Unreadable(text) => {
-            (protocol, Outcome::Error(text))
-        }
+        Completion::Answered { result, .. } => match result {
+            ClientResult::Value { protocol, value } => (protocol, Outcome::Value(value)),
+            ClientResult::Void => (protocol, Outcome::Void),
+            ClientResult::Error(text) => (protocol, Outcome::Error(text)),
+        },
+        Completion::Unreadable(text) => (protocol, Outcome::Error(text)),
         // The layout has one text for a connection that is gone, whether it left before or after it was asked.
         Completion::Disconnected | Completion::NotFound => (protocol, Outcome::Error(DISCONNECTED)),
     };
+    let headers = match completion {
+        Completion::Answered { headers, .. } if wanted == protocol => headers.as_ref(),
+        _ => None,
+    };
     match (wanted.as_str(), &outcome) {
-        ("json", _) => (Protocol::JSON, write_json(id, &outcome)),
-        ("messagepack", _) => (Protocol::MESSAGEPACK, write_messagepack(id, &outcome)),
+        ("json", _) => (Protocol::JSON, write_json(headers, id, &outcome)),
+        ("messagepack", _) => (Protocol::MESSAGEPACK, write_messagepack(headers, id, &outcome)),
         (unknown, Outcome::Value(_)) => {
             let text =
                 format!("The client answered in the hub protocol '{unknown}', which cannot be forwarded.");
-            (Protocol::JSON, write_json(id, &Outcome::Error(&text)))
+            (Protocol::JSON, write_json(None, id, &Outcome::Error(&text)))
         }
-        _ => (Protocol::JSON, write_json(id, &outcome)),
+        _ => (Protocol::JSON, write_json(None, id, &outcome)),
     }
 }
 
@@ -83,13 +90,16 @@ enum Outcome<'a> {
     Error(&'a str),
 }
 
-fn error(text: impl Into<String> + AsRef<str>) -> Completion {
+fn error(text: impl Into<String> + AsRef<str>, headers: Option<Bytes>) -> Completion {
     if text.as_ref() == DISCONNECTED {
         Completion::Disconnected
     } else {
-        Completion::Answered(ClientResult::Error(text.into()))
+        Completion::Answered { result: ClientResult::Error(text.into()), headers }
     }
 }
+
+/// What answers with other headers end with.
+const NO_TEXTS: &str = "the answer's headers are no map of texts";
 
 fn unreadable(text: &str) -> Completion {
     Completion::Unreadable(text.to_owned())
@@ -101,6 +111,7 @@ fn unreadable(text: &str) -> Completion {
 #[derive(Default)]
 struct Members<'a> {
     kind: Option<&'a RawValue>,
+    headers: Option<&'a RawValue>,
     id: Option<&'a RawValue>,
     error: Option<&'a RawValue>,
     result: Option<&'a RawValue>,
@@ -110,6 +121,7 @@ struct Members<'a> {
 #[serde(field_identifier, rename_all = "camelCase")]
 enum Member {
     Type,
+    Headers,
     InvocationId,
     Error,
     Result,
@@ -131,6 +143,7 @@ impl<'a> Visitor<'a> for Record {
         while let Some(member) = map.next_key()? {
             match member {
                 Member::Type => members.kind = Some(map.next_value()?),
+                Member::Headers => members.headers = Some(map.next_value()?),
                 Member::InvocationId => members.id = Some(map.next_value()?),
                 Member::Error => members.error = Some(map.next_value()?),
                 Member::Result => members.result = Some(map.next_value()?),
@@ -156,23 +169,33 @@ fn read_json(blob: &Bytes) -> Result<Option<(InvocationId, Completion)>> {
         return Ok(None);
     }
     let id: String = member(members.id).ok_or_else(|| malformed("a json client result without an id"))?;
+    let Ok(headers) = json_headers(blob, members.headers) else {
+        return Ok(Some((id.into(), unreadable(NO_TEXTS))));
+    };
     let completion = match (members.error, members.result) {
         (Some(_), Some(_)) => unreadable("the answer holds both an error and a result"),
         (Some(text), None) => match member::<String>(Some(text)) {
-            Some(text) => error(text),
+            Some(text) => error(text, headers),
             None => unreadable("the answer's error is no text"),
         },
         (None, Some(result)) => {
             let value = span_from_colon(blob, result);
-            Completion::Answered(ClientResult::value(Protocol::JSON, value))
+            Completion::Answered { result: ClientResult::value(Protocol::JSON, value), headers }
         }
-        (None, None) => Completion::Answered(ClientResult::Void),
+        (None, None) => Completion::Answered { result: ClientResult::Void, headers },
     };
     Ok(Some((id.into(), completion)))
 }
 
 fn member<'a, T: Deserialize<'a>>(raw: Option<&'a RawValue>) -> Option<T> {
     serde_json::from_str(raw?.get()).ok()
+}
+
+/// The headers as they stand there. `Err`: they are no object of texts.
+fn json_headers(blob: &Bytes, raw: Option<&RawValue>) -> Result<Option<Bytes>, serde_json::Error> {
+    let Some(raw) = raw else { return Ok(None) };
+    let headers: HashMap<String, String> = serde_json::from_str(raw.get())?;
+    Ok((!headers.is_empty()).then(|| blob.slice_ref(raw.get().as_bytes())))
 }
 
 /// The value with the blanks between its colon and itself, which .NET servers forward too.
@@ -183,10 +206,16 @@ fn span_from_colon(blob: &Bytes, value: &RawValue) -> Bytes {
     blob.slice(end - value.len() - blanks..end)
 }
 
-fn write_json(id: &InvocationId, outcome: &Outcome<'_>) -> Bytes {
+fn write_json(headers: Option<&Bytes>, id: &InvocationId, outcome: &Outcome<'_>) -> Bytes {
     let value = if let Outcome::Value(value) = outcome { value.len() } else { 0 };
-    let mut record = BytesMut::with_capacity(value + id.as_str().len() + 80);
-    record.put_slice(br#"{"type":3,"invocationId":"#);
+    let headers_len = headers.map_or(0, Bytes::len);
+    let mut record = BytesMut::with_capacity(headers_len + value + id.as_str().len() + 100);
+    record.put_slice(br#"{"type":3"#);
+    if let Some(headers) = headers {
+        record.put_slice(br#","headers":"#);
+        record.put_slice(headers);
+    }
+    record.put_slice(br#","invocationId":"#);
     put_json_text(&mut record, id.as_str());
     match outcome {
         Outcome::Value(value) => {
@@ -217,18 +246,21 @@ fn read_messagepack(blob: &Bytes) -> Result<Option<(InvocationId, Completion)>> 
     if reader.int32()? != COMPLETION {
         return Ok(None);
     }
-    reader.headers()?;
+    let headers = reader.headers()?;
     let id = reader.text()?.ok_or_else(|| malformed("a messagepack client result without an id"))?;
     let id = InvocationId::from(&*id);
-    // From here on the asker is known: what is wrong with the rest ends its wait.
+    // From here on the asker is known: what is wrong ends its wait.
+    let Headers::Texts(headers) = headers else { return Ok(Some((id, unreadable(NO_TEXTS)))) };
     let completion = match reader.int32() {
-        Ok(KIND_VOID) if items >= 4 => Completion::Answered(ClientResult::Void),
+        Ok(KIND_VOID) if items >= 4 => Completion::Answered { result: ClientResult::Void, headers },
         Ok(KIND_ERROR) if items >= 5 => match reader.text() {
-            Ok(Some(text)) => error(text.into_owned()),
+            Ok(Some(text)) => error(text.into_owned(), headers),
             _ => unreadable("the answer's error is no text"),
         },
         Ok(KIND_RESULT) if items >= 5 => match reader.value() {
-            Ok(value) => Completion::Answered(ClientResult::value(Protocol::MESSAGEPACK, value)),
+            Ok(value) => {
+                Completion::Answered { result: ClientResult::value(Protocol::MESSAGEPACK, value), headers }
+            }
             Err(_) => unreadable("the answer's result is no MessagePack value"),
         },
         Ok(KIND_VOID | KIND_ERROR | KIND_RESULT) => unreadable("the answer ends before its result"),
@@ -238,14 +270,24 @@ fn read_messagepack(blob: &Bytes) -> Result<Option<(InvocationId, Completion)>> 
     Ok(Some((id, completion)))
 }
 
+/// What stands in the place of the headers.
+enum Headers {
+    /// A map of texts, as it stands there; an empty one is `None`.
+    Texts(Option<Bytes>),
+    /// A map of other things.
+    Others,
+}
+
 impl Reader<'_> {
-    /// Headers say nothing to a backplane; nil is not allowed in their place.
-    fn headers(&mut self) -> Result<()> {
-        for _ in 0..self.map_len()? {
-            self.skip()?;
-            self.skip()?;
+    /// The headers. Anything but a map, nil too, is not allowed in their place.
+    fn headers(&mut self) -> Result<Headers> {
+        let map = self.value()?;
+        let mut texts = Reader::new(&map);
+        let pairs = texts.map_len()?;
+        if (0..2 * u64::from(pairs)).any(|_| !matches!(texts.text(), Ok(Some(_)))) {
+            return Ok(Headers::Others);
         }
-        Ok(())
+        Ok(Headers::Texts((pairs > 0).then_some(map)))
     }
 }
 
@@ -270,16 +312,20 @@ fn framed_body(blob: &Bytes) -> Result<Bytes> {
     Err(malformed("a messagepack client result whose length has more than five bytes"))
 }
 
-fn write_messagepack(id: &InvocationId, outcome: &Outcome<'_>) -> Bytes {
+fn write_messagepack(headers: Option<&Bytes>, id: &InvocationId, outcome: &Outcome<'_>) -> Bytes {
     let payload = match outcome {
         Outcome::Value(value) => value.len(),
         Outcome::Void => 0,
         Outcome::Error(text) => text.len() + 5,
     };
-    let mut body = Writer::with_capacity(payload + id.as_str().len() + 16);
+    let headers_len = headers.map_or(0, Bytes::len);
+    let mut body = Writer::with_capacity(headers_len + payload + id.as_str().len() + 16);
     body.array(if matches!(outcome, Outcome::Void) { 4 } else { 5 });
     body.int(COMPLETION.into());
-    body.map(0);
+    match headers {
+        Some(headers) => body.raw(headers),
+        None => body.map(0),
+    }
     body.text(id.as_str());
     match outcome {
         Outcome::Value(value) => {

@@ -136,7 +136,7 @@ fn question_g14_and_its_completions_g15_to_g17_both_ways() {
     for (protocol, completion, payload) in [
         (
             Protocol::MESSAGEPACK,
-            Completion::Answered(ClientResult::value(Protocol::MESSAGEPACK, bytes("0A"))),
+            Completion::answered(ClientResult::value(Protocol::MESSAGEPACK, bytes("0A"))),
             bytes(&format!("92 AB 6D 65 73 73 61 67 65 70 61 63 6B C4 1D 1C 95 03 80 B6 {id_hex} 03 0A")),
         ),
         (
@@ -147,7 +147,7 @@ fn question_g14_and_its_completions_g15_to_g17_both_ways() {
                  6F 6E 20 64 69 73 63 6F 6E 6E 65 63 74 65 64 2E"
             )),
         ),
-        (Protocol::JSON, Completion::Answered(ClientResult::value(Protocol::JSON, "10")), Bytes::from(json)),
+        (Protocol::JSON, Completion::answered(ClientResult::value(Protocol::JSON, "10")), Bytes::from(json)),
     ] {
         let answer =
             Command::Complete { to: &reply, id: &ID.into(), protocol: &protocol, completion: &completion };

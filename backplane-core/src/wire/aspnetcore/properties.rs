@@ -1,7 +1,7 @@
 //! Whatever the bytes, decoding answers; whatever was encoded decodes to itself, and no part of it passes for all.
 
 use bytes::Bytes;
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -98,20 +98,40 @@ fn messagepack_value() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// Headers as a client of `protocol` writes them; an empty map is none.
+fn headers(protocol: &Protocol) -> impl Strategy<Value = Option<Bytes>> + use<> {
+    let json = *protocol == Protocol::JSON;
+    btree_map(".{0,8}", ".{0,300}", 0..4).prop_map(move |headers| {
+        let written = if json {
+            serde_json::to_vec(&headers).unwrap()
+        } else {
+            let texts = headers.iter().flat_map(|(name, value)| [name, value]);
+            let texts =
+                texts.map(|text| [&[0xDA][..], &(text.len() as u16).to_be_bytes(), text.as_bytes()].concat());
+            [vec![0x80 | headers.len() as u8], texts.collect::<Vec<_>>().concat()].concat()
+        };
+        (!headers.is_empty()).then(|| written.into())
+    })
+}
+
 fn completion() -> impl Strategy<Value = (Protocol, Completion)> {
     let protocol = prop_oneof![Just(Protocol::JSON), Just(Protocol::MESSAGEPACK)];
     let json = json_value().prop_map(|value| (Protocol::JSON, Bytes::from(value)));
     let messagepack = messagepack_value().prop_map(|value| (Protocol::MESSAGEPACK, Bytes::from(value)));
-    prop_oneof![
+    let result = prop_oneof![
         prop_oneof![json, messagepack].prop_map(|(protocol, value)| {
             let result = ClientResult::value(protocol.clone(), value);
-            (protocol, Completion::Answered(result))
+            (protocol, result)
         }),
-        (protocol.clone(), ".{0,300}")
-            .prop_map(|(protocol, text)| (protocol, Completion::Answered(ClientResult::Error(text)))),
-        protocol.clone().prop_map(|protocol| (protocol, Completion::Answered(ClientResult::Void))),
-        protocol.prop_map(|protocol| (protocol, Completion::Disconnected)),
-    ]
+        (protocol.clone(), ".{0,300}").prop_map(|(protocol, text)| (protocol, ClientResult::Error(text))),
+        protocol.clone().prop_map(|protocol| (protocol, ClientResult::Void)),
+    ];
+    let answered = result.prop_flat_map(|(protocol, result)| {
+        headers(&protocol).prop_map(move |headers| {
+            (protocol.clone(), Completion::Answered { result: result.clone(), headers })
+        })
+    });
+    prop_oneof![3 => answered, 1 => protocol.prop_map(|protocol| (protocol, Completion::Disconnected))]
 }
 
 fn all_routes() -> [Route; 9] {
@@ -154,6 +174,8 @@ const PLAUSIBLE_HEADS: &[&[u8]] = &[
     b"\x92\xA4json\xC4\x20{\"type\":3",
     b"\x92\xABmessagepack\xC4",
     b"\x10\x95\x03\x80\xA1i\x03",
+    b"\x20\x95\x03\x82\xA1h",
+    b"{\"type\":3,\"invocationId\":\"i\",\"headers\":",
     b"{\"type\":3,\"invocationId\":\"i\",\"result\":",
 ];
 

@@ -17,7 +17,7 @@ fn payloads_are_slices_of_the_frame() {
     assert_eq!(blob.as_ptr(), frame[10..].as_ptr());
 
     let blob = Bytes::from_static(b"{\"type\":3,\"result\":\t[1],\"invocationId\":\"i\"}\x1E");
-    let Some((_, Completion::Answered(ClientResult::Value { value, .. }))) =
+    let Some((_, Completion::Answered { result: ClientResult::Value { value, .. }, .. })) =
         read_completion(&Protocol::JSON, &blob).unwrap()
     else {
         panic!("a value")
@@ -131,16 +131,16 @@ fn read(protocol: Protocol, blob: impl Into<Bytes>) -> Result<Option<(Invocation
 
 #[test]
 fn a_json_completion_is_read_as_dotnet_reads_it() {
-    let value = |text: &'static str| Completion::Answered(ClientResult::value(Protocol::JSON, text));
-    let failed = |text: &str| Completion::Answered(ClientResult::error(text));
+    let value = |text: &'static str| Completion::answered(ClientResult::value(Protocol::JSON, text));
+    let failed = |text: &str| Completion::answered(ClientResult::error(text));
     for (record, expected) in [
-        (r#"{"type":3,"invocationId":"i"}"#, Completion::Answered(ClientResult::Void)),
+        (r#"{"type":3,"invocationId":"i"}"#, Completion::answered(ClientResult::Void)),
         (r#"{"type":3,"invocationId":"i","result":null}"#, value("null")),
         (
             r#"{"result" : { "z":"\u00e9é" } , "x":[{}], "invocationId":"i", "type":3}"#,
             value(r#" { "z":"\u00e9é" }"#),
         ),
-        (r#"{"type":3,"headers":{"h":"v"},"invocationId":"i","result":1}"#, value("1")),
+        (r#"{"type":3,"headers": { },"invocationId":"i","result":1}"#, value("1")),
         (
             r#"{"type":6,"type":3,"invocationId":"x","invocationId":"\u0069","result":1,"result":2}"#,
             value("2"),
@@ -155,6 +155,9 @@ fn a_json_completion_is_read_as_dotnet_reads_it() {
     for record in [
         r#"{"type":3,"invocationId":"i","error":"a","result":1}"#,
         r#"{"type":3,"invocationId":"i","error":null}"#,
+        r#"{"type":3,"headers":null,"invocationId":"i","result":1}"#,
+        r#"{"type":3,"headers":["h"],"invocationId":"i","result":1}"#,
+        r#"{"type":3,"invocationId":"i","result":1,"headers":{"h":1}}"#,
     ] {
         let (_, completion) = read(Protocol::JSON, format!("{record}\x1E")).unwrap().unwrap();
         assert!(matches!(completion, Completion::Unreadable(_)), "{record}: {completion:?}");
@@ -185,13 +188,13 @@ fn a_json_completion_is_read_as_dotnet_reads_it() {
 
 #[test]
 fn a_messagepack_completion_is_read_as_dotnet_reads_it() {
-    let value = |hex: &str| Completion::Answered(ClientResult::value(Protocol::MESSAGEPACK, bytes(hex)));
+    let value = |hex: &str| Completion::answered(ClientResult::value(Protocol::MESSAGEPACK, bytes(hex)));
     for (body, expected) in [
-        ("94 03 80 A1 69 02", Completion::Answered(ClientResult::Void)),
+        ("94 03 80 A1 69 02", Completion::answered(ClientResult::Void)),
         ("95 03 80 A1 69 03 C0", value("C0")),
-        ("95 CC 03 81 A1 68 A1 76 DA 00 01 69 CC 03 D2 00 00 00 01", value("D2 00 00 00 01")),
+        ("95 CC 03 DE 00 00 DA 00 01 69 CC 03 D2 00 00 00 01", value("D2 00 00 00 01")),
         ("96 03 80 A1 69 03 92 01 81 A1 61 C7 01 05 00 C3", value("92 01 81 A1 61 C7 01 05 00")),
-        ("95 03 80 A1 69 01 A2 6E 6F", Completion::Answered(ClientResult::error("no"))),
+        ("95 03 80 A1 69 01 A2 6E 6F", Completion::answered(ClientResult::error("no"))),
     ] {
         let body = bytes(body);
         let framed = [&[body.len() as u8 | 0x80, 0][..], &body, b"more"].concat();
@@ -207,6 +210,8 @@ fn a_messagepack_completion_is_read_as_dotnet_reads_it() {
         "94 03 80 A1 69 03",
         "93 03 80 A1 69",
         "95 03 80 A1 69 A1 78 01",
+        "95 03 81 A1 68 01 A1 69 03 01",
+        "95 03 81 C0 A1 76 A1 69 03 01",
     ] {
         let body = bytes(body);
         let framed = [&[body.len() as u8][..], &body].concat();
@@ -230,6 +235,63 @@ fn a_messagepack_completion_is_read_as_dotnet_reads_it() {
 }
 
 #[test]
+fn headers_are_forwarded_as_the_client_wrote_them() {
+    // As written, and with a value, without one and with an error behind them.
+    let json = r#"{ "h":"\u0076", "g" : "" }"#;
+    let messagepack = bytes("DE 00 01 D9 01 68 A1 76");
+    for (protocol, headers, value) in [
+        (Protocol::JSON, Bytes::from_static(json.as_bytes()), Bytes::from_static(b"1")),
+        (Protocol::MESSAGEPACK, messagepack, bytes("01")),
+    ] {
+        for result in
+            [ClientResult::value(protocol.clone(), value), ClientResult::Void, ClientResult::error("no")]
+        {
+            let answer = Completion::Answered { result: result.clone(), headers: Some(headers.clone()) };
+            let (_, with) = write_completion(&protocol, &"i".into(), &answer);
+            let (_, without) = write_completion(&protocol, &"i".into(), &Completion::answered(result));
+            let expected = if protocol == Protocol::JSON {
+                let rest = without.strip_prefix(br#"{"type":3"#).unwrap();
+                [br#"{"type":3,"headers":"#, &headers[..], rest].concat()
+            } else {
+                // The length in front, and the map of no headers, which is one byte.
+                let length = without[0] + headers.len() as u8 - 1;
+                [&[length][..], &without[1..3], &headers, &without[4..]].concat()
+            };
+            assert_eq!(with, expected, "{answer:?}");
+            let Some((_, read)) = read(protocol.clone(), with.clone()).unwrap() else { panic!("an answer") };
+            assert_eq!(read, answer);
+            let Completion::Answered { headers: Some(slice), .. } = read else { panic!("headers") };
+            assert!(with.as_ptr_range().contains(&slice.as_ptr()), "a slice of the blob");
+        }
+    }
+    let last = r#"{"headers":{"h":"1"},"type":3,"invocationId":"i","headers":{"h":"2"}}"#;
+    let (_, completion) = read(Protocol::JSON, format!("{last}\x1E")).unwrap().unwrap();
+    let headers = Some(Bytes::from_static(br#"{"h":"2"}"#));
+    assert_eq!(completion, Completion::Answered { result: ClientResult::Void, headers });
+}
+
+#[test]
+fn headers_in_another_encoding_than_the_answers_are_left_out() {
+    let headers = Some(Bytes::from_static(b"\x81\xA1h\xA1v"));
+    for (asked, result) in [
+        (Protocol::MESSAGEPACK, ClientResult::value(Protocol::JSON, "1")),
+        (Protocol::named("other"), ClientResult::Void),
+    ] {
+        let answer = Completion::Answered { result: result.clone(), headers: headers.clone() };
+        let (protocol, blob) = write_completion(&asked, &"i".into(), &answer);
+        assert_eq!(protocol, Protocol::JSON);
+        assert_eq!(read(protocol, blob).unwrap().unwrap().1, Completion::answered(result));
+    }
+}
+
+#[test]
+fn headers_are_never_printed() {
+    let headers = Some(Bytes::from_static(br#"{"h":"secret"}"#));
+    let printed = format!("{:?}", Completion::Answered { result: ClientResult::Void, headers });
+    assert_eq!(printed, "Answered(Void, headers of 14 bytes)");
+}
+
+#[test]
 fn a_result_of_any_depth_is_passed_over() {
     const DEPTH: usize = 1_000_000;
     let json = format!(
@@ -241,12 +303,12 @@ fn a_result_of_any_depth_is_passed_over() {
     let (_, messagepack) = write_completion(
         &Protocol::MESSAGEPACK,
         &"i".into(),
-        &Completion::Answered(ClientResult::value(Protocol::MESSAGEPACK, nested)),
+        &Completion::answered(ClientResult::value(Protocol::MESSAGEPACK, nested)),
     );
     for (protocol, blob, length) in
         [(Protocol::JSON, json.into(), 2 * DEPTH), (Protocol::MESSAGEPACK, messagepack, DEPTH + 1)]
     {
-        let Some((_, Completion::Answered(ClientResult::Value { value, .. }))) =
+        let Some((_, Completion::Answered { result: ClientResult::Value { value, .. }, .. })) =
             read(protocol, blob).unwrap()
         else {
             panic!("a value")
@@ -268,9 +330,9 @@ fn a_client_result_of_an_unknown_protocol_is_refused_by_name() {
 fn an_answer_that_cannot_be_carried_still_ends_the_wait() {
     let other = Protocol::named("other");
     let answers = [
-        Completion::Answered(ClientResult::value(other.clone(), "x")),
-        Completion::Answered(ClientResult::error("no")),
-        Completion::Answered(ClientResult::Void),
+        Completion::answered(ClientResult::value(other.clone(), "x")),
+        Completion::answered(ClientResult::error("no")),
+        Completion::answered(ClientResult::Void),
         Completion::NotFound,
         Completion::Unreadable("text".to_owned()),
     ];
@@ -279,17 +341,18 @@ fn an_answer_that_cannot_be_carried_still_ends_the_wait() {
         assert_eq!(protocol, Protocol::JSON);
         read(protocol, blob).unwrap().unwrap().1
     });
-    let [Completion::Answered(ClientResult::Error(text)), rest @ ..] = read_back else {
+    let [Completion::Answered { result: ClientResult::Error(text), headers: None }, rest @ ..] = read_back
+    else {
         panic!("an error first")
     };
     assert!(text.contains("'other'"), "{text}");
     assert_eq!(
         rest,
         [
-            Completion::Answered(ClientResult::error("no")),
-            Completion::Answered(ClientResult::Void),
+            Completion::answered(ClientResult::error("no")),
+            Completion::answered(ClientResult::Void),
             Completion::Disconnected,
-            Completion::Answered(ClientResult::error("text")),
+            Completion::answered(ClientResult::error("text")),
         ]
     );
 }

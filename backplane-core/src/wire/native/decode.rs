@@ -220,12 +220,12 @@ impl Reader {
 
     fn completion(&mut self) -> Parsed<Completion> {
         Ok(match self.byte()? {
-            layout::completion::VOID => Completion::Answered(ClientResult::Void),
+            layout::completion::VOID => Completion::answered(ClientResult::Void),
             layout::completion::VALUE => {
                 let protocol = self.protocol()?;
-                Completion::Answered(ClientResult::Value { protocol, value: self.payload()? })
+                Completion::answered(ClientResult::Value { protocol, value: self.payload()? })
             }
-            layout::completion::ERROR => Completion::Answered(ClientResult::error(self.text()?)),
+            layout::completion::ERROR => Completion::answered(ClientResult::error(self.text()?)),
             layout::completion::DISCONNECTED => Completion::Disconnected,
             layout::completion::NOT_FOUND => Completion::NotFound,
             layout::completion::UNREADABLE => Completion::Unreadable(self.text()?.to_owned()),

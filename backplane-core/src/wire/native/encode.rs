@@ -190,16 +190,17 @@ fn write_connections(
     }
 }
 
+/// Headers are not carried: nobody reads them on the asking side.
 fn write_completion(out: &mut impl Sink, completion: &Completion) {
     match completion {
-        Completion::Answered(ClientResult::Void) => out.byte(layout::completion::VOID),
-        Completion::Answered(ClientResult::Value { protocol, value }) => {
+        Completion::Answered { result: ClientResult::Void, .. } => out.byte(layout::completion::VOID),
+        Completion::Answered { result: ClientResult::Value { protocol, value }, .. } => {
             out.byte(layout::completion::VALUE);
             out.protocol(protocol);
             out.length(value.len());
             out.bytes(value);
         }
-        Completion::Answered(ClientResult::Error(text)) => {
+        Completion::Answered { result: ClientResult::Error(text), .. } => {
             out.byte(layout::completion::ERROR);
             out.text(text);
         }

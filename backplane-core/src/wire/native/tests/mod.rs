@@ -165,13 +165,13 @@ fn samples() -> Vec<Sample> {
         Inbound::CancelInvoke { hub: hub.clone(), connection: connection(), id: id.clone() },
     );
     for (what, completion) in [
-        ("complete, void", Completion::Answered(ClientResult::Void)),
-        ("complete, value", Completion::Answered(ClientResult::value(Protocol::MESSAGEPACK, "\x2A"))),
+        ("complete, void", Completion::answered(ClientResult::Void)),
+        ("complete, value", Completion::answered(ClientResult::value(Protocol::MESSAGEPACK, "\x2A"))),
         (
             "complete, foreign value",
-            Completion::Answered(ClientResult::value(Protocol::named("cbor"), "\x01")),
+            Completion::answered(ClientResult::value(Protocol::named("cbor"), "\x01")),
         ),
-        ("complete, error", Completion::Answered(ClientResult::error("no"))),
+        ("complete, error", Completion::answered(ClientResult::error("no"))),
         ("complete, disconnected", Completion::Disconnected),
         ("complete, not found", Completion::NotFound),
         ("complete, unreadable", Completion::Unreadable("ü".into())),

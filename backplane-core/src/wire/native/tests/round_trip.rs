@@ -37,10 +37,10 @@ fn millis() -> impl Strategy<Value = Duration> {
 
 fn completion() -> impl Strategy<Value = Completion> {
     prop_oneof![
-        Just(Completion::Answered(ClientResult::Void)),
+        Just(Completion::answered(ClientResult::Void)),
         (protocol(), payload())
-            .prop_map(|(protocol, value)| Completion::Answered(ClientResult::value(protocol, value))),
-        any::<String>().prop_map(|text| Completion::Answered(ClientResult::error(text))),
+            .prop_map(|(protocol, value)| Completion::answered(ClientResult::value(protocol, value))),
+        any::<String>().prop_map(|text| Completion::answered(ClientResult::error(text))),
         Just(Completion::Disconnected),
         Just(Completion::NotFound),
         any::<String>().prop_map(Completion::Unreadable),
@@ -50,6 +50,22 @@ fn completion() -> impl Strategy<Value = Completion> {
 /// Where answers to a frame of [`ORIGIN`] go.
 fn reply() -> ReplyTo {
     ReplyTo(native(ORIGIN).node_topic.clone())
+}
+
+#[test]
+fn headers_of_an_answer_are_not_carried() {
+    let (hub, id) = (HubName::from("hub"), InvocationId::from("1"));
+    for (result, headers) in
+        [(ClientResult::Void, r#"{"h":"v"}"#), (ClientResult::value(Protocol::JSON, "1"), r#"{"g":""}"#)]
+    {
+        let frame = |completion: &Completion| {
+            let to = &reply();
+            let answer = Command::Complete { to, id: &id, protocol: &Protocol::JSON, completion };
+            native(ORIGIN).encode(&hub, answer).unwrap()
+        };
+        let without = frame(&Completion::answered(result.clone()));
+        assert_eq!(frame(&Completion::Answered { result, headers: Some(headers.into()) }), without);
+    }
 }
 
 #[test]

@@ -80,7 +80,11 @@ impl Backplane for Router {
         let acceptance = if plan.drafts.is_empty() {
             Acceptance::ready(Ok(()))
         } else {
-            Acceptance::queued(self.node().outbox.post(plan.drafts)?)
+            let slot = self.node().outbox.post(plan.drafts)?;
+            if !plan.here.is_empty() {
+                slot.served_here();
+            }
+            Acceptance::queued(slot)
         };
         self.deliver_here(&plan.here, &message);
         Ok(acceptance)
@@ -96,7 +100,10 @@ impl Backplane for Router {
         }
         let deadline = Instant::now() + self.node().config.send_timeout;
         let slot = self.node().outbox.send(drafts, self.node().config.send_timeout).await?;
-        self.deliver_here(&here, &message);
+        if !here.is_empty() {
+            slot.served_here();
+            self.deliver_here(&here, &message);
+        }
         let late = |_| {
             Error::new(ErrorKind::Timeout, "send")
                 .with_context("the broker did not accept in time")

@@ -67,15 +67,24 @@ impl Nodes {
         self.outstanding.push_back((seq, now));
     }
 
-    /// Our beat came back.
+    /// Our beat came back. If it took long, everybody's took long: that time counts against nobody.
     pub(crate) fn echoed(&mut self, seq: u64, now: Instant) {
-        if self.silence(now) > Self::beat_interval(self.bound).mul_f64(1.5) {
-            self.hearing_since = None;
+        let late = self.silence(now);
+        if late > self.tolerance() {
+            for heard in self.others.values_mut() {
+                *heard = (*heard + late).min(now);
+            }
+            self.hearing_since = self.hearing_since.map(|since| (since + late).min(now));
         }
         while self.outstanding.front().is_some_and(|(sent, _)| *sent <= seq) {
             self.outstanding.pop_front();
         }
         self.hearing_since.get_or_insert(now);
+    }
+
+    /// How long the journey of a beat may take before it is a silence: a quarter of a beat.
+    fn tolerance(&self) -> Duration {
+        Self::beat_interval(self.bound) / 4
     }
 
     /// How long the oldest unheard beat of ours has been on its way.
@@ -103,8 +112,9 @@ impl Nodes {
 
     /// Nodes that have just been found silent for three beats while we heard ourselves; they are forgotten here.
     pub(crate) fn silent(&mut self, now: Instant) -> Vec<NodeId> {
-        if self.silence(now) > Self::beat_interval(self.bound).mul_f64(1.5) {
-            self.hearing_since = None;
+        // While we do not hear ourselves, silence means nothing.
+        if self.silence(now) > self.tolerance() {
+            return Vec::new();
         }
         let patience = self.patience();
         if self.hearing_since.is_none_or(|since| now.saturating_duration_since(since) < patience) {

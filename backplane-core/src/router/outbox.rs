@@ -32,6 +32,8 @@ struct Slot {
     undecided: u32,
     accepted: u32,
     frames: u32,
+    /// Connections of this node were served at once, whatever becomes of the frames.
+    served_here: bool,
     /// Links reached by all frames together; `None` once one frame's reach is unknown.
     reached: Option<u32>,
     failure: Option<Box<Error>>,
@@ -45,6 +47,7 @@ impl AcceptanceSlot {
             undecided: frames,
             accepted: 0,
             frames,
+            served_here: false,
             reached: Some(0),
             failure: None,
             waker: None,
@@ -63,14 +66,20 @@ impl AcceptanceSlot {
         }
         let (accepted, frames) = (slot.accepted as usize, slot.frames as usize);
         Poll::Ready(match slot.failure.take() {
-            // What was accepted may have taken effect.
-            Some(error) if accepted > 0 => {
-                Err(error.with_outcome_unknown().with_partial(Partial { accepted, frames }))
+            Some(mut error) => {
+                // What was accepted, or served here, has taken effect.
+                if accepted > 0 || slot.served_here {
+                    *error = error.with_outcome_unknown();
+                }
+                Err(if frames > 1 { error.with_partial(Partial { accepted, frames }) } else { *error })
             }
-            Some(error) if frames > 1 => Err(error.with_partial(Partial { accepted, frames })),
-            Some(error) => Err(*error),
             None => Ok(slot.reached.map_or(Reach::Unknown, Reach::Nodes)),
         })
+    }
+
+    /// Connections of this node were served besides: a failure does not mean that nobody got it.
+    pub(crate) fn served_here(&self) {
+        self.0.lock().served_here = true;
     }
 
     /// As [`poll`](AcceptanceSlot::poll).

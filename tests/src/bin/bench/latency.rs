@@ -1,0 +1,45 @@
+//! `latency`: from sending to receipt at 1,000 messages per second, publisher and subscriber in two processes.
+
+use backplane_conformance::broker::Redis;
+
+use crate::options::Options;
+use crate::part::Side;
+use crate::table::{Bound, Table, Verdict};
+use crate::{Result, flow};
+
+/// Messages per second.
+const PACE: u32 = 1_000;
+
+/// Ours against the bare loop.
+const BOUND: Bound = Bound::RatioAtMost(2.0);
+
+pub(crate) async fn run(redis: &Redis, options: &Options) -> Result<Vec<Verdict>> {
+    println!(
+        "latency: us from sending to receipt at {PACE} messages/s, 128 bytes, two processes of one thread each"
+    );
+    let measured = options.measured();
+    let mut table = Table::new(&[
+        ("bare p50", 0),
+        ("ours p50", 0),
+        ("ratio", 2),
+        ("bare p99", 0),
+        ("ours p99", 0),
+        ("ratio", 2),
+    ]);
+    for _ in 0..options.rounds(5) {
+        let mut figures = [(0.0, 0.0); 2];
+        for (side, figures) in [Side::Bare, Side::Ours].into_iter().zip(&mut figures) {
+            let round = flow::round(redis, side, measured, Some(PACE)).await?;
+            *figures = round.latencies.ok_or("a paced flow has latencies")?;
+        }
+        let [(bare_p50, bare_p99), (ours_p50, ours_p99)] = figures;
+        table.round([bare_p50, ours_p50, ours_p50 / bare_p50, bare_p99, ours_p99, ours_p99 / bare_p99]);
+    }
+    println!("{table}");
+    let verdicts = vec![
+        Verdict::new("latency, ratio of the medians of p50", table.median(1) / table.median(0), BOUND),
+        Verdict::new("latency, ratio of the medians of p99", table.median(4) / table.median(3), BOUND),
+    ];
+    verdicts.iter().for_each(|verdict| println!("  {verdict}"));
+    Ok(verdicts)
+}

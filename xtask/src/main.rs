@@ -1,0 +1,37 @@
+//! The project's own commands: `cargo xtask test | brokers | bench`.
+#![allow(clippy::print_stdout, reason = "a command-line program talks to its terminal")]
+
+mod bench;
+mod brokers;
+mod command;
+mod install;
+mod plan;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask test [--only NAME]    installs what is missing, runs everything, counts the tests
+                                  NAME: only the steps, or else only the tests, whose name contains it
+cargo xtask brokers               private brokers until Ctrl-C, their URLs printed
+cargo xtask bench [ARGUMENTS]     the benchmarks, built for speed";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["test"] => test::run(None),
+        ["test", "--only", name] => test::run(Some(name)),
+        ["brokers"] => brokers::run(),
+        ["bench", rest @ ..] => bench::run(rest),
+        ["help" | "-h" | "--help"] => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The steps of a test run, in order: what each one runs, and how it can be run alone.
+
+use std::process::Command;
+use std::time::Duration;
+
+use backplane_conformance::broker::{Broker as _, Redis, RedisOptions};
+
+use crate::command::{self, Ran, cargo};
+use crate::tally::Tally;
+
+/// One step.
+#[derive(Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn() -> Ran,
+}
+
+/// All steps: the cheap ones first, so that a slip is told soon.
+pub(crate) const STEPS: &[Step] = &[
+    Step { name: "fmt", run: fmt },
+    Step { name: "clippy", run: clippy },
+    Step { name: "features", run: features },
+    Step { name: "docs", run: docs },
+    Step { name: "test", run: || test(None) },
+    Step { name: "examples", run: examples },
+    Step { name: "deny", run: deny },
+];
+
+/// Runs commands until one fails.
+fn all(commands: impl IntoIterator<Item = Command>) -> Ran {
+    let mut sum = Ran { success: true, tally: Tally::default() };
+    for command in commands {
+        let ran = command::run(command);
+        sum.tally.add(ran.tally);
+        if !ran.success {
+            return Ran { success: false, ..sum };
+        }
+    }
+    sum
+}
+
+fn fmt() -> Ran {
+    all([cargo(&["fmt", "--all", "--check"])])
+}
+
+fn clippy() -> Ran {
+    all([cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])])
+}
+
+/// The facade with no feature and with each alone; its tests where nothing is compiled in.
+fn features() -> Ran {
+    let Some(features) = facade_features() else {
+        eprintln!("the features of the facade cannot be read from cargo metadata");
+        return Ran::default();
+    };
+    let without = ["-p", "backplane", "--no-default-features"];
+    let mut commands = vec![
+        cargo(&[&["clippy"], &without[..], &["--", "-D", "warnings"]].concat()),
+        cargo(&[&["test"], &without[..], &["--lib", "--tests"]].concat()),
+    ];
+    commands.extend(features.iter().map(|feature| {
+        cargo(&[&["clippy"], &without[..], &["--features", feature, "--", "-D", "warnings"]].concat())
+    }));
+    all(commands)
+}
+
+fn facade_features() -> Option<Vec<String>> {
+    let output = cargo(&["metadata", "--no-deps", "--format-version", "1"]).output().ok()?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    let packages = metadata["packages"].as_array()?;
+    let facade = packages.iter().find(|package| package["name"] == "backplane")?;
+    let features = facade["features"].as_object()?;
+    Some(features.keys().filter(|name| *name != "default").cloned().collect())
+}
+
+fn docs() -> Ran {
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    all([doc])
+}
+
+/// Unit tests, integration tests and the examples in the docs. All of them run, also after one failed.
+pub(crate) fn test(filter: Option<&str>) -> Ran {
+    let arguments = ["test", "--workspace", "--no-fail-fast"];
+    all([cargo(&[&arguments[..], filter.as_slice()].concat())])
+}
+
+/// The programs that a stranger runs first, as the README writes them. Each run counts as a test.
+fn examples() -> Ran {
+    let script = ["run", "-p", "two-servers", "--", "--script"];
+    let mut sum = counted(cargo(&script));
+    if sum.success {
+        sum = sum.and(with_redis(|url| counted(cargo(&[&script[..], &["--url", url]].concat()))));
+    }
+    if sum.success {
+        sum = sum.and(counted(cargo(&["run", "-p", "custom-bus"])));
+    }
+    sum
+}
+
+impl Ran {
+    fn and(mut self, next: Self) -> Self {
+        self.success &= next.success;
+        self.tally.add(next.tally);
+        self
+    }
+}
+
+fn counted(command: Command) -> Ran {
+    let success = command::run(command).success;
+    Ran { success, tally: Tally { passed: success.into(), failed: (!success).into(), ..Tally::default() } }
+}
+
+/// Runs `act` beside a private Redis.
+fn with_redis(act: impl FnOnce(&str) -> Ran) -> Ran {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("no runtime: {error}");
+            return Ran::default();
+        }
+    };
+    let ran = match runtime.block_on(Redis::start(RedisOptions::default())) {
+        Ok(redis) => {
+            let ran = act(&redis.url());
+            runtime.block_on(redis.stop());
+            ran
+        }
+        Err(error) => {
+            eprintln!("no private Redis: {error}");
+            Ran::default()
+        }
+    };
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ran
+}
+
+/// Licences, advisories and sources, by `deny.toml`. Needs a program that not everybody has, so its absence is said and
+/// not counted.
+fn deny() -> Ran {
+    if command::is_installed(&mut cargo(&["deny"])) {
+        all([cargo(&["deny", "check"])])
+    } else {
+        println!("NOT RUN: cargo-deny is not installed (cargo install cargo-deny)");
+        Ran { success: true, tally: Tally::default() }
+    }
+}

@@ -1,5 +1,8 @@
 //! The bounded queue between the router and one connection's writer. A slow client is its own problem: pushing never
 //! waits.
+//!
+//! Spawn a connection's writer as a task of its own: run as the future that a current-thread runtime blocks on, it gets one
+//! turn in some sixty, and its queue overflows at full speed.
 
 use std::collections::VecDeque;
 use std::fmt;

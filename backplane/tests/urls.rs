@@ -32,7 +32,7 @@ fn router_parameters_configure_the_node() {
     let config = backplane::resolve(
         "memory:?hub=Demo.ChatHub&prefix=my+app&wire=aspnetcore&server_name=r%C3%BCst&start=degraded&heartbeat=2m\
          &connect_timeout=1s&send_timeout=2s&ack_timeout=3s&result_timeout=4s&reconnect_min=5ms&reconnect_max=6ms\
-         &queue_frames=7&queue_bytes=8KiB&tracked_positions=9",
+         &queue_frames=7&queue_bytes=8KiB&tracked_positions=99",
     )
     .unwrap()
     .config;
@@ -47,7 +47,7 @@ fn router_parameters_configure_the_node() {
     assert_eq!(config.result_timeout, Duration::from_secs(4));
     assert_eq!(config.reconnect_min, Duration::from_millis(5));
     assert_eq!(config.reconnect_max, Duration::from_millis(6));
-    assert_eq!((config.queue_frames, config.queue_bytes, config.tracked_positions), (7, 8192, 9));
+    assert_eq!((config.queue_frames, config.queue_bytes, config.tracked_positions), (7, 8192, 99));
 }
 
 #[test]

@@ -54,7 +54,9 @@ fn subscribes(proxy: &FaultProxy) -> (u64, u64) {
     (count.calls, count.arguments)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+// One thread: all joins are under way before the first can be carried out, so that their number is what counts and
+// not how fast this machine issues them.
+#[tokio::test]
 async fn a_thousand_joins_at_once_are_few_commands() {
     const JOINS: usize = 1_000;
     const MOST_COMMANDS: u64 = 20;
@@ -64,13 +66,9 @@ async fn a_thousand_joins_at_once_are_few_commands() {
     let (member, _inbox) = register(&node, None).await;
     harness.proxy().reset_counts();
     let joins = (0..JOINS).map(|group| {
-        let (node, change) =
-            (node.clone(), MembershipChange::join(member.connection(), format!("group {group}")));
-        tokio::spawn(async move { node.update_group(change).await })
+        node.update_group(MembershipChange::join(member.connection(), format!("group {group}")))
     });
-    for joined in futures::future::join_all(joins).await {
-        joined.expect("no panic").expect("the link is up");
-    }
+    futures::future::try_join_all(joins).await.expect("the link is up");
     let (commands, topics) = subscribes(harness.proxy());
     println!("{JOINS} concurrent joins of distinct groups: {commands} SUBSCRIBE of {topics} channels");
     assert_eq!(topics, JOINS as u64, "each group is subscribed once");
@@ -81,7 +79,7 @@ async fn a_thousand_joins_at_once_are_few_commands() {
 async fn fifty_thousand_topics_are_back_after_a_cut() {
     const GROUPS: usize = 50_000;
     const MOST_TIME: Duration = Duration::from_millis(300);
-    /// Without optimisation the same work takes three times as long, here and in the proxy.
+    /// Measured: 0.21-0.26 s by the optimised benchmark, 0.27-0.59 s by this test without optimisation.
     const UNOPTIMISED: u32 = if cfg!(debug_assertions) { 2 } else { 1 };
     const MOST_COMMANDS: u64 = 200;
     const CUTS: usize = 5;

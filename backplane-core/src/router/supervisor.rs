@@ -25,8 +25,9 @@ use crate::wire::{Beat, Command};
 
 /// Most ready deliveries taken at once.
 const PUMP_BATCH: usize = 1_024;
-/// Most frames, and about how many bytes, handed to the link in one batch.
-const PUBLISH_BATCH: usize = 1_024;
+/// Most frames, and about how many bytes, handed to the link in one batch. A batch is answered as a whole, so larger ones
+/// make publisher and broker wait for each other: measured 1.23 to 1.53 of a bare Redis loop at 128, 0.75 at 1,024.
+const PUBLISH_BATCH: usize = 128;
 const PUBLISH_BYTES: usize = 1 << 20;
 /// Most topics of one `subscribe` or `unsubscribe`.
 const CHANGE_BATCH: usize = 10_000;

@@ -25,15 +25,26 @@ pub(crate) async fn run(redis: &Redis, options: &Options) -> Result<Vec<Verdict>
         ("bare p99", 0),
         ("ours p99", 0),
         ("ratio", 2),
+        ("bare: cores busy elsewhere", 2),
+        ("ours: cores busy elsewhere", 2),
     ]);
     for _ in 0..options.rounds(5) {
-        let mut figures = [(0.0, 0.0); 2];
-        for (side, figures) in [Side::Bare, Side::Ours].into_iter().zip(&mut figures) {
-            let round = flow::round(redis, side, measured, Some(PACE)).await?;
-            *figures = round.latencies.ok_or("a paced flow has latencies")?;
-        }
-        let [(bare_p50, bare_p99), (ours_p50, ours_p99)] = figures;
-        table.round([bare_p50, ours_p50, ours_p50 / bare_p50, bare_p99, ours_p99, ours_p99 / bare_p99]);
+        let bare = flow::round(redis, Side::Bare, measured, Some(PACE)).await?;
+        let ours = flow::round(redis, Side::Ours, measured, Some(PACE)).await?;
+        let (Some((bare_p50, bare_p99)), Some((ours_p50, ours_p99))) = (bare.latencies, ours.latencies)
+        else {
+            return Err("a paced flow has latencies".into());
+        };
+        table.round([
+            bare_p50,
+            ours_p50,
+            ours_p50 / bare_p50,
+            bare_p99,
+            ours_p99,
+            ours_p99 / bare_p99,
+            bare.elsewhere,
+            ours.elsewhere,
+        ]);
     }
     println!("{table}");
     let verdicts = vec![

@@ -277,7 +277,12 @@ impl OutboundReceiver {
     /// # Errors
     /// See [`next`](OutboundReceiver::next).
     pub async fn next_joined(&mut self) -> Result<OutboundItem, CloseReason> {
-        let first = self.next().await?;
+        std::future::poll_fn(|context| self.poll_next_joined(context)).await
+    }
+
+    /// See [`next_joined`](OutboundReceiver::next_joined).
+    pub fn poll_next_joined(&mut self, context: &mut Context<'_>) -> Poll<Result<OutboundItem, CloseReason>> {
+        let first = std::task::ready!(self.poll_next(context))?;
         let rest: Vec<OutboundItem> = {
             let mut queue = self.0.queue.lock();
             queue.messages = 0;
@@ -285,7 +290,7 @@ impl OutboundReceiver {
             queue.items.drain(..).collect()
         };
         if rest.is_empty() {
-            return Ok(first);
+            return Poll::Ready(Ok(first));
         }
         let mut joined = BytesMut::with_capacity(
             first.bytes.len() + rest.iter().map(|item| item.bytes.len()).sum::<usize>(),
@@ -296,7 +301,7 @@ impl OutboundReceiver {
             joined.extend_from_slice(&item.bytes);
             messages += item.messages;
         }
-        Ok(OutboundItem { bytes: joined.freeze(), messages })
+        Poll::Ready(Ok(OutboundItem { bytes: joined.freeze(), messages }))
     }
 
     /// Messages dropped by the overflow policy so far.

@@ -1,5 +1,7 @@
 //! What the tests of this package share.
 
+pub mod clients;
 pub mod recording;
 pub mod redis;
+pub mod transcripts;
 pub mod wiretap;

@@ -21,14 +21,17 @@ pub(crate) struct Ran {
 /// How many times longer deadlines are on a shared machine (`CI=true`).
 const CI_DEADLINE_FACTOR: &str = "5";
 
-/// This very cargo, in the root of the workspace. Tests that it runs fail, rather than skip, for want of a broker.
+/// What tests that run here may not go without.
+const REQUIRED: &str = "redis,node,chromium,nginx";
+
+/// This very cargo, in the root of the workspace. Tests that it runs fail, rather than skip, for want of what they need.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(arguments).current_dir(root());
     let required = match std::env::var(REQUIRE_VARIABLE) {
-        Ok(more) if !more.is_empty() => format!("redis,{more}"),
-        _ => "redis".to_owned(),
+        Ok(more) if !more.is_empty() => format!("{REQUIRED},{more}"),
+        _ => REQUIRED.to_owned(),
     };
     command.env(REQUIRE_VARIABLE, required);
     let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask test | brokers | bench`.
+//! The project's own commands: `cargo xtask test | brokers | transcripts | bench`.
 #![allow(clippy::print_stdout, reason = "a command-line program talks to its terminal")]
 
 mod bench;
@@ -8,6 +8,7 @@ mod install;
 mod plan;
 mod tally;
 mod test;
+mod transcripts;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ const USAGE: &str = "\
 cargo xtask test [--only NAME]    installs what is missing, runs everything, counts the tests
                                   NAME: only the steps, or else only the tests, whose name contains it
 cargo xtask brokers               private brokers until Ctrl-C, their URLs printed
+cargo xtask transcripts [FOLDER]  plays recordings of .NET's hub server against ours, names each difference
 cargo xtask bench [ARGUMENTS]     the benchmarks, built for speed";
 
 fn main() -> ExitCode {
@@ -24,6 +26,8 @@ fn main() -> ExitCode {
         ["test"] => test::run(None),
         ["test", "--only", name] => test::run(Some(name)),
         ["brokers"] => brokers::run(),
+        ["transcripts"] => transcripts::run(None),
+        ["transcripts", folder] => transcripts::run(Some(folder)),
         ["bench", rest @ ..] => bench::run(rest),
         ["help" | "-h" | "--help"] => {
             println!("{USAGE}");

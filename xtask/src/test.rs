@@ -13,7 +13,7 @@ pub(crate) fn run(only: Option<&str>) -> ExitCode {
     let start = Instant::now();
     let mut tally = Tally::default();
     let mut times = Vec::new();
-    let success = install::brokers() && steps(only, &mut tally, &mut times);
+    let success = install::everything() && steps(only, &mut tally, &mut times);
 
     println!("\n== {}, {:.1} s", if success { "done" } else { "FAILED" }, start.elapsed().as_secs_f64());
     for (name, time) in &times {

@@ -1,7 +1,6 @@
 //! The bus between the servers, and how its links are broken without touching a broker.
 
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use backplane::memory::MemoryFaults;
@@ -12,12 +11,16 @@ use backplane_conformance::proxy::FaultProxy;
 use tokio::net::TcpStream;
 use url::{Host, Url};
 
+/// The name of the bus that needs no broker.
+const EMBEDDED: &str = "an embedded bus";
+
 /// How long the broker, which has just answered, may take to accept one more connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What stands between the servers.
 pub(crate) struct SharedBus {
     resolved: Resolved,
+    name: String,
     /// `None`: the links of this bus cannot be broken from here.
     pub(crate) fault: Option<Fault>,
 }
@@ -28,19 +31,30 @@ impl SharedBus {
         self.resolved.open().await
     }
 
+    /// How a reader calls it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it ends at this process.
+    pub(crate) fn is_embedded(&self) -> bool {
+        self.name == EMBEDDED
+    }
+
     /// Whether its wire format can end a connection of another server.
     pub(crate) fn aborts_remotely(&self) -> bool {
         !matches!(self.resolved.config.wire, Wire::AspNetCore { .. })
     }
 }
 
-/// Breaks the links of both servers. The broker itself belongs to somebody else and never notices more than two
+/// Breaks the links of all servers. The broker itself belongs to somebody else and never notices more than two
 /// connections that end.
+#[derive(Clone)]
 pub(crate) enum Fault {
     /// The switches of the embedded bus.
     Memory(MemoryFaults),
     /// A proxy between the servers and the broker.
-    Proxy(FaultProxy),
+    Proxy(Arc<FaultProxy>),
 }
 
 impl Fault {
@@ -67,10 +81,19 @@ impl Fault {
     }
 }
 
-/// Resolves the URL and makes sure that a node can be opened on it.
-pub(crate) async fn open(url: &str) -> Result<SharedBus> {
-    let scheme = url.split(':').next().unwrap_or_default().to_ascii_lowercase();
-    let (mut resolved, fault) = match scheme.as_str() {
+/// Resolves the URL. What it names is not asked yet. Only the embedded bus can be broken then.
+pub(crate) fn open(url: &str) -> Result<SharedBus> {
+    let (resolved, fault) = match scheme(url).as_str() {
+        "memory" => open_memory(url)?,
+        _ => (backplane::resolve(url)?, None),
+    };
+    Ok(SharedBus { resolved, name: name(url), fault })
+}
+
+/// Resolves the URL, makes sure that a node can be opened on it, and puts something between that can break it, where
+/// that is known how.
+pub(crate) async fn open_breakable(url: &str) -> Result<SharedBus> {
+    let (mut resolved, fault) = match scheme(url).as_str() {
         "memory" => open_memory(url)?,
         "redis" => open_behind_proxy(url).await?,
         _ => {
@@ -80,7 +103,21 @@ pub(crate) async fn open(url: &str) -> Result<SharedBus> {
         }
     };
     resolved.config.start = Start::Strict;
-    Ok(SharedBus { resolved, fault })
+    Ok(SharedBus { resolved, name: name(url), fault })
+}
+
+fn scheme(url: &str) -> String {
+    url.split(':').next().unwrap_or_default().to_ascii_lowercase()
+}
+
+/// Without host, user and password: it is shown on the page.
+fn name(url: &str) -> String {
+    match scheme(url).as_str() {
+        "memory" => EMBEDDED.to_owned(),
+        "redis" => "Redis".to_owned(),
+        "rediss" => "Redis over TLS".to_owned(),
+        other => other.to_owned(),
+    }
 }
 
 /// The facade reads the URL; the bus itself is made here, to have its fault switches.
@@ -120,7 +157,7 @@ async fn open_behind_proxy(url: &str) -> Result<(Resolved, Option<Fault>)> {
     let address = proxy.address();
     url.set_host(Some(&address.ip().to_string())).map_err(|_| wrong("the URL cannot name another host"))?;
     url.set_port(Some(address.port())).map_err(|()| wrong("the URL cannot name another port"))?;
-    Ok((backplane::resolve(url.as_str())?, Some(Fault::Proxy(proxy))))
+    Ok((backplane::resolve(url.as_str())?, Some(Fault::Proxy(Arc::new(proxy)))))
 }
 
 /// Opens a node and ends it again.

@@ -1,4 +1,4 @@
-//! The program as a stranger runs it: as a process, judged by its output and its exit code.
+//! The script as a stranger runs it: as a process, judged by its output and its exit code.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -47,11 +47,13 @@ async fn the_script_plays_on_the_embedded_bus() {
     let output = two_servers(&["--script"]).await;
     let said = played(&output);
     for line in [
-        "north to all ",
-        "south to groups red, blue ",
-        "north asks cleo",
+        "ann to all ",
+        "cleo to groups red, blue ",
+        "ann asks dora",
+        "They left before they answered.",
         "is back by itself",
-        "ends the connection",
+        "ann-2 (close)",
+        "close, may come back, ended: 1000",
     ] {
         assert!(said.contains(line), "{line:?} is missing in\n{said}");
     }
@@ -72,12 +74,6 @@ async fn the_script_plays_through_redis_and_leaves_the_broker_alone() {
     assert!(before.is_some() && redis.process().id() == before);
     let channels = redis.channels().await.expect("it still answers");
     assert!(channels.is_empty(), "left behind: {channels:?}");
-}
-
-#[tokio::test]
-async fn without_script_it_says_that_there_is_no_page_yet() {
-    let output = two_servers(&[]).await;
-    assert!(played(&output).starts_with("There is no page to look at yet"));
 }
 
 #[tokio::test]

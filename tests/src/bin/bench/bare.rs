@@ -24,9 +24,14 @@ fn client(url: &str) -> Result<redis::Client> {
     Ok(redis::Client::open(server)?)
 }
 
+/// A connection for everything but subscriptions.
+pub(crate) async fn connection(url: &str) -> Result<redis::aio::MultiplexedConnection> {
+    Ok(client(url)?.get_multiplexed_async_connection().await?)
+}
+
 /// Publishes as fast as it can in pipelines for that long, and the end. How many.
 pub(crate) async fn publish_flat_out(url: &str, channel: &str, duration: Duration) -> Result<u64> {
-    let mut connection = client(url)?.get_multiplexed_async_connection().await?;
+    let mut connection = connection(url).await?;
     let mut sent = 0;
     let until = Instant::now() + duration;
     while Instant::now() < until {
@@ -43,7 +48,7 @@ pub(crate) async fn publish_flat_out(url: &str, channel: &str, duration: Duratio
 
 /// Publishes so many per second, one at a time, for that long, and the end. How many.
 pub(crate) async fn publish_paced(url: &str, channel: &str, duration: Duration, pace: u32) -> Result<u64> {
-    let mut connection = client(url)?.get_multiplexed_async_connection().await?;
+    let mut connection = connection(url).await?;
     let mut sent = 0;
     let mut ticks = interval(Duration::from_secs(1) / pace);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);

@@ -51,7 +51,7 @@ pub(crate) struct Times {
 pub(crate) async fn run(redis: &Redis, options: &Options) -> Result<Vec<Verdict>> {
     println!("joins: {TASKS} tasks join distinct groups, local connections, one in flight each; one process");
     println!("  bare: one SUBSCRIBE of {TASKS} channels per round trip, `redis` crate");
-    let measured = options.measured();
+    let measured = options.measured(3.0);
     let mut rates = Table::new(&[("bare /s", 0), ("ours /s", 0), ("ratio", 3)]);
     for _ in 0..options.rounds(3) {
         let mut figures = [0.0; 2];

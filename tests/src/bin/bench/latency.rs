@@ -17,7 +17,7 @@ pub(crate) async fn run(redis: &Redis, options: &Options) -> Result<Vec<Verdict>
     println!(
         "latency: us from sending to receipt at {PACE} messages/s, 128 bytes, two processes of one thread each"
     );
-    let measured = options.measured();
+    let measured = options.measured(3.0);
     let mut table = Table::new(&[
         ("bare p50", 0),
         ("ours p50", 0),

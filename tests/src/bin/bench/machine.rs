@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use backplane_conformance::broker::Redis;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::Result;
 
@@ -30,13 +31,40 @@ const TICKS_PER_SECOND: u32 = 100;
 
 /// Processor time that this process took so far, to 10 ms.
 pub(crate) fn processor_time() -> Result<Duration> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
+    processor_time_of_process(std::process::id())
+}
+
+/// Processor time that a process took so far, to 10 ms.
+pub(crate) fn processor_time_of_process(process: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The name of the program, in parentheses, may itself hold spaces and parentheses.
     let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     // Fields 14 and 15 of proc(5), utime and stime; the first one here is field 3.
     let ticks = behind_name.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
     let ticks = ticks.sum::<std::result::Result<u32, _>>()?;
     Ok(Duration::from_secs(1) * ticks / TICKS_PER_SECOND)
+}
+
+/// Memory of a process that is resident, in bytes.
+pub(crate) fn resident(process: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let kilobytes =
+        field(&status, "VmRSS").and_then(|text| text.strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Ok(kilobytes.ok_or("/proc/PID/status lacks the resident memory")? * 1_024)
+}
+
+/// Lets this process open so many sockets, and the few files that it has beside them.
+pub(crate) fn allow_open_files(sockets: usize) -> Result<()> {
+    let wanted = sockets as u64 + 64;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < wanted) {
+        if let Some(most) = limit.maximum.filter(|most| *most < wanted) {
+            return Err(format!("{wanted} open files are needed and the system allows {most}").into());
+        }
+        limit.current = Some(wanted);
+        setrlimit(Resource::Nofile, limit)?;
+    }
+    Ok(())
 }
 
 /// Processor time that the whole machine took so far, and what its host took away from it.
@@ -58,7 +86,7 @@ pub(crate) async fn processor_time_of(redis: &Redis) -> Result<Duration> {
     Ok(Duration::try_from_secs_f64(seconds)?)
 }
 
-/// A field of an `INFO` answer.
+/// A field of an `INFO` answer, or of a file of the kernel's that is written alike.
 fn field<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
     answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }

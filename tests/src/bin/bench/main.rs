@@ -6,7 +6,9 @@
 #![allow(clippy::print_stdout, reason = "a command-line program talks to its terminal")]
 
 mod bare;
+mod fanout;
 mod flow;
+mod idle;
 mod joins;
 mod latency;
 mod machine;
@@ -31,9 +33,9 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 const USAGE: &str = "\
 bench [NAME] [--rounds N] [--seconds N]
-  NAME       throughput, latency, joins, reconnect or memory-bus; all of them without one
-  --rounds   rounds of each benchmark; 5 for throughput and latency, 3 for the others by default
-  --seconds  length of a round's measurement where it has one; 3 by default";
+  NAME       throughput, latency, joins, reconnect, memory-bus, fan-out or idle; all of them without one
+  --rounds   rounds of each benchmark; 5 for throughput, latency and fan-out, 3 for the others by default
+  --seconds  length of a round's measurement where it has one; 5 for fan-out, 3 for the others by default";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -75,6 +77,8 @@ async fn run(options: &Options) -> Result<ExitCode> {
             Benchmark::Joins => joins::run(&redis, options).await?,
             Benchmark::Reconnect => reconnect::run(&redis, options).await?,
             Benchmark::MemoryBus => memory_bus::run(options).await?,
+            Benchmark::FanOut => fanout::run(&redis, options).await?,
+            Benchmark::Idle => idle::run(options).await?,
         });
         println!();
     }
@@ -96,6 +100,12 @@ async fn play(name: String, task: String) -> Result<()> {
         joins::TIME => part::play(task, joins::time).await,
         reconnect::NODE => part::play(task, reconnect::node).await,
         memory_bus::BOTH => part::play(task, memory_bus::both).await,
+        fanout::PUBLISHER => part::play(task, fanout::publisher::publish).await,
+        fanout::CLIENTS => part::play(task, fanout::clients::receive).await,
+        fanout::BARE_SERVER => part::play(task, fanout::bare::serve).await,
+        fanout::OUR_SERVER => part::play(task, fanout::hub::serve).await,
+        idle::SERVER => part::play(task, idle::serve).await,
+        idle::CLIENTS => part::play(task, idle::connect).await,
         unknown => Err(format!("there is no part {unknown}").into()),
     }
 }

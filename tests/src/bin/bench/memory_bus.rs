@@ -35,7 +35,7 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Verdict>> {
     println!(
         "memory-bus: deliveries/s, 128 bytes, two nodes on the embedded bus, one thread; 64 tasks, 512 outstanding"
     );
-    let measured = options.measured();
+    let measured = options.measured(3.0);
     let mut table = Table::new(&[("/s", 0), ("us per message", 3)]);
     for _ in 0..options.rounds(3) {
         let mut part = Part::start(BOTH, &Task { measured }).await?;

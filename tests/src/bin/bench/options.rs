@@ -10,10 +10,20 @@ pub(crate) enum Benchmark {
     Joins,
     Reconnect,
     MemoryBus,
+    FanOut,
+    Idle,
 }
 
 impl Benchmark {
-    const ALL: [Self; 5] = [Self::Throughput, Self::Latency, Self::Joins, Self::Reconnect, Self::MemoryBus];
+    const ALL: [Self; 7] = [
+        Self::Throughput,
+        Self::Latency,
+        Self::Joins,
+        Self::Reconnect,
+        Self::MemoryBus,
+        Self::FanOut,
+        Self::Idle,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -22,6 +32,8 @@ impl Benchmark {
             Self::Joins => "joins",
             Self::Reconnect => "reconnect",
             Self::MemoryBus => "memory-bus",
+            Self::FanOut => "fan-out",
+            Self::Idle => "idle",
         }
     }
 }
@@ -61,9 +73,9 @@ impl Options {
         self.rounds.unwrap_or(usual)
     }
 
-    /// How long a round measures.
-    pub(crate) fn measured(&self) -> Duration {
-        Duration::from_secs_f64(self.seconds.unwrap_or(3.0))
+    /// How long a round measures, where `usual` is the default in seconds.
+    pub(crate) fn measured(&self, usual: f64) -> Duration {
+        Duration::from_secs_f64(self.seconds.unwrap_or(usual))
     }
 }
 
@@ -89,14 +101,14 @@ mod tests {
     fn without_a_name_all_run_with_their_usual_rounds() {
         let options = parse("").unwrap();
         assert_eq!((options.benchmarks.as_slice(), options.rounds(5)), (&Benchmark::ALL[..], 5));
-        assert_eq!(options.measured(), Duration::from_secs(3));
+        assert_eq!(options.measured(3.0), Duration::from_secs(3));
     }
 
     #[test]
     fn a_name_and_numbers_in_any_order() {
         let options = parse("--rounds 7 memory-bus --seconds 0.5").unwrap();
         assert_eq!((options.benchmarks.as_slice(), options.rounds(5)), (&[Benchmark::MemoryBus][..], 7));
-        assert_eq!(options.measured(), Duration::from_millis(500));
+        assert_eq!(options.measured(3.0), Duration::from_millis(500));
     }
 
     #[test]

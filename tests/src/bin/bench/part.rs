@@ -37,7 +37,7 @@ pub(crate) struct Part {
     name: &'static str,
     orders: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    _process: Child,
+    process: Child,
 }
 
 impl Part {
@@ -51,7 +51,7 @@ impl Part {
             .spawn()?;
         let orders = process.stdin.take().expect("its input is a pipe");
         let output = process.stdout.take().expect("its output is a pipe");
-        let mut part = Self { name, orders, lines: BufReader::new(output).lines(), _process: process };
+        let mut part = Self { name, orders, lines: BufReader::new(output).lines(), process };
         part.said("ready").await?;
         Ok(part)
     }
@@ -74,6 +74,16 @@ impl Part {
     pub(crate) async fn outcome<T: DeserializeOwned>(mut self, measured: Duration) -> Result<T> {
         let line = self.line(measured + PATIENCE).await?;
         Ok(serde_json::from_str(&line)?)
+    }
+
+    /// What it says next.
+    pub(crate) async fn told<T: DeserializeOwned>(&mut self) -> Result<T> {
+        Ok(serde_json::from_str(&self.line(PATIENCE).await?)?)
+    }
+
+    /// The id of its process.
+    pub(crate) fn process(&self) -> Result<u32> {
+        self.process.id().ok_or_else(|| format!("{} ended early", self.name).into())
     }
 
     async fn line(&mut self, deadline: Duration) -> Result<String> {

@@ -18,7 +18,7 @@ pub(crate) async fn run(redis: &Redis, options: &Options) -> Result<Vec<Verdict>
     println!(
         "  ours: 64 tasks post to a group, 512 acceptances outstanding in all; router, outbound queue, joined"
     );
-    let measured = options.measured();
+    let measured = options.measured(3.0);
     let mut rates = Table::new(&[
         ("bare /s", 0),
         ("ours /s", 0),

@@ -1,0 +1,56 @@
+//! The hub of the recordings (`tests/transcripts/http`) on our server, with a switch for each option that they used.
+//! Prints `READY port` when it serves; ends in order, with exit code 0, on SIGTERM.
+#![allow(clippy::print_stdout, reason = "a command-line program talks to its terminal")]
+
+mod cors;
+mod hub;
+mod switches;
+
+use std::error::Error;
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use backplane::Backplane as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use switches::Switches;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let switches = match Switches::parse(std::env::args().skip(1)) {
+        Ok(switches) => switches,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    match serve(switches).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(switches: Switches) -> Result<(), Box<dyn Error>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let node = Arc::new(backplane::resolve(&switches.url)?.open().await?);
+    let hub = hub::hub().options(switches.options).serve(node.clone())?;
+    let mut app = hub.mount("/chatHub", axum::Router::new());
+    if switches.cors {
+        app = app.layer(axum::middleware::from_fn(cors::policy));
+    }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, switches.port)).await?;
+    println!("READY {}", listener.local_addr()?.port());
+
+    tokio::select! {
+        served = axum::serve(listener, app).into_future() => served?,
+        _ = terminate.recv() => {}
+    }
+    hub.shutdown().await;
+    node.shutdown().await?;
+    Ok(())
+}

@@ -101,6 +101,7 @@ impl<'a> Serving<'a> {
         if self.stopping.as_mut().poll(context).is_ready() {
             return Err(End::Shutdown);
         }
+        let now = Instant::now();
         let mut moved = false;
         if let Some(connecting) = &mut self.connecting
             && let Poll::Ready(connected) = connecting.poll_unpin(context)
@@ -109,7 +110,7 @@ impl<'a> Serving<'a> {
             connected.map_err(End::Refused)?;
             moved = true;
         }
-        moved |= self.poll_calls(context);
+        moved |= self.poll_calls(context, now);
         // A call may have ended its own connection.
         if self.connection.poll_abort(context.waker()) {
             return Err(End::Aborted);
@@ -119,20 +120,20 @@ impl<'a> Serving<'a> {
             && let Poll::Ready(received) = self.wire.poll_receive(context)
         {
             received?;
-            self.clocks.heard(Instant::now());
+            self.clocks.heard(now);
             moved = true;
         }
-        moved |= self.poll_write(context)?;
-        moved |= self.poll_clocks(context)?;
+        moved |= self.poll_write(context, now)?;
+        moved |= self.poll_clocks(context, now)?;
         Ok(moved)
     }
 
     /// Lets the call whose turn it is begin, and answers those that ended.
-    fn poll_calls(&mut self, context: &mut Context<'_>) -> bool {
+    fn poll_calls(&mut self, context: &mut Context<'_>, now: Instant) -> bool {
         let mut moved = false;
         if self.calls.is_blocked() {
             moved = self.calls.poll_begin(context).is_ready();
-            self.clocks.rest(!moved, Instant::now());
+            self.clocks.rest(!moved, now);
         }
         // A client that does not read gets no more answers, and its calls wait, until it does or is cut off.
         while !self.wire.is_backlogged() {
@@ -252,11 +253,11 @@ impl<'a> Serving<'a> {
     }
 
     /// Writes answers, then what the backplane brought: all of it that waits, in one piece.
-    fn poll_write(&mut self, context: &mut Context<'_>) -> Result<bool, End> {
+    fn poll_write(&mut self, context: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let mut moved = false;
         loop {
             let flushed = self.wire.poll_flush(context);
-            self.clocks.stuck(flushed.is_pending(), Instant::now());
+            self.clocks.stuck(flushed.is_pending(), now);
             match flushed {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(result) => result?,
@@ -269,8 +270,8 @@ impl<'a> Serving<'a> {
         }
     }
 
-    fn poll_clocks(&mut self, context: &mut Context<'_>) -> Result<bool, End> {
-        match self.clocks.due(Instant::now()) {
+    fn poll_clocks(&mut self, context: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        match self.clocks.due(now) {
             Due::Nothing(next) => {
                 if self.alarm.deadline() > next || self.alarm.is_elapsed() {
                     self.alarm.as_mut().reset(next);

@@ -33,9 +33,11 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 const USAGE: &str = "\
 bench [NAME] [--rounds N] [--seconds N]
-  NAME       throughput, latency, joins, reconnect, memory-bus, fan-out or idle; all of them without one
-  --rounds   rounds of each benchmark; 5 for throughput, latency and fan-out, 3 for the others by default
-  --seconds  length of a round's measurement where it has one; 5 for fan-out, 3 for the others by default";
+  NAME       throughput, latency, joins, reconnect, memory-bus, fan-out, fan-out-latency or idle; all of them
+             without one
+  --rounds   rounds of each benchmark; by default 3 for joins, reconnect, memory-bus and idle, 5 for the others
+  --seconds  length of a round's measurement where it has one; by default 5 for fan-out and fan-out-latency, 3 for
+             the others";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -77,7 +79,8 @@ async fn run(options: &Options) -> Result<ExitCode> {
             Benchmark::Joins => joins::run(&redis, options).await?,
             Benchmark::Reconnect => reconnect::run(&redis, options).await?,
             Benchmark::MemoryBus => memory_bus::run(options).await?,
-            Benchmark::FanOut => fanout::run(&redis, options).await?,
+            Benchmark::FanOut => fanout::flat_out(&redis, options).await?,
+            Benchmark::FanOutLatency => fanout::paced(&redis, options).await?,
             Benchmark::Idle => idle::run(options).await?,
         });
         println!();

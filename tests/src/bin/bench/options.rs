@@ -11,17 +11,19 @@ pub(crate) enum Benchmark {
     Reconnect,
     MemoryBus,
     FanOut,
+    FanOutLatency,
     Idle,
 }
 
 impl Benchmark {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Throughput,
         Self::Latency,
         Self::Joins,
         Self::Reconnect,
         Self::MemoryBus,
         Self::FanOut,
+        Self::FanOutLatency,
         Self::Idle,
     ];
 
@@ -33,6 +35,7 @@ impl Benchmark {
             Self::Reconnect => "reconnect",
             Self::MemoryBus => "memory-bus",
             Self::FanOut => "fan-out",
+            Self::FanOutLatency => "fan-out-latency",
             Self::Idle => "idle",
         }
     }

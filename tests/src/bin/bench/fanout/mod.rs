@@ -1,5 +1,5 @@
-//! `fan-out`: one server publishes, another has many WebSocket clients, Redis lies between them. The hub server beside a
-//! bare loop that knows neither hubs nor connections.
+//! `fan-out` and `fan-out-latency`: one server publishes, another has many WebSocket clients, Redis lies between them.
+//! The hub server beside a bare loop that knows neither hubs nor connections.
 
 pub(crate) mod bare;
 pub(crate) mod clients;
@@ -43,26 +43,30 @@ const PACE: u32 = 500;
 const PACED_CLIENTS: usize = 100;
 const LATENCY_BOUND: Bound = Bound::RatioAtMost(2.0);
 
-pub(crate) async fn run(redis: &Redis, options: &Options) -> Result<Vec<Verdict>> {
-    println!("fan-out: publisher > redis > server > WebSocket clients, records of {} bytes", record::LEN);
-    println!(
-        "  three processes with a current-thread runtime each: publisher, server, all clients; and redis"
-    );
-    println!(
-        "  bare: pipelines of 512 awaited one by one; takes what has arrived, joins it, writes each socket once"
-    );
-    println!("  ours: `clients().all().post`, 512 acceptances outstanding; hub server in axum, JSON");
-    println!("  every client checks every number: a hole, a repeat or a disconnection ends the run");
+/// `fan-out`: deliveries per second, flat out.
+pub(crate) async fn flat_out(redis: &Redis, options: &Options) -> Result<Vec<Verdict>> {
+    println!("fan-out: deliveries/s, publisher > redis > server > WebSocket clients");
+    println!("  bare: pipelines of 512 awaited one by one; ours: 512 acceptances outstanding");
+    describe();
     let mut verdicts = Vec::new();
     for (clients, bound) in FLAT_OUT {
-        verdicts.push(flat_out(redis, options, clients, Bound::RatioAtLeast(bound)).await?);
+        verdicts.push(flat_out_to(redis, options, clients, Bound::RatioAtLeast(bound)).await?);
     }
-    verdicts.push(paced(redis, options).await?);
     Ok(verdicts)
 }
 
-async fn flat_out(redis: &Redis, options: &Options, clients: usize, bound: Bound) -> Result<Verdict> {
-    println!("  {clients} clients, flat out: deliveries/s");
+fn describe() {
+    println!(
+        "  records of {} bytes; a current-thread runtime each for publisher, server, and all clients",
+        record::LEN
+    );
+    println!("  bare: takes what has arrived, joins it, writes each socket once, waits for a full one");
+    println!("  ours: `clients().all().post` > hub server in axum, JSON");
+    println!("  every client checks every number: a hole, a repeat or a disconnection ends the run");
+}
+
+async fn flat_out_to(redis: &Redis, options: &Options, clients: usize, bound: Bound) -> Result<Verdict> {
+    println!("  {clients} clients");
     let measured = options.measured(5.0);
     let mut rates = Table::new(&[("bare /s", 0), ("ours /s", 0), ("ratio", 3)]);
     let mut busy = busy_table();
@@ -74,11 +78,17 @@ async fn flat_out(redis: &Redis, options: &Options, clients: usize, bound: Bound
     }
     println!("{rates}\n  cores that each process kept busy\n{busy}");
     let what = format!("fan-out to {clients} clients, ratio of medians");
-    Ok(said(Verdict::new(what, rates.median(1) / rates.median(0), bound)))
+    let verdict = Verdict::new(what, rates.median(1) / rates.median(0), bound);
+    println!("  {verdict}");
+    Ok(verdict)
 }
 
-async fn paced(redis: &Redis, options: &Options) -> Result<Verdict> {
-    println!("  {PACED_CLIENTS} clients, {PACE} messages/s: us from sending to receipt, of all deliveries");
+/// `fan-out-latency`: from sending to receipt, at a moderate pace.
+pub(crate) async fn paced(redis: &Redis, options: &Options) -> Result<Vec<Verdict>> {
+    println!(
+        "fan-out-latency: us from sending to receipt at {PACE} messages/s to {PACED_CLIENTS} clients, of all deliveries"
+    );
+    describe();
     let measured = options.measured(5.0);
     let mut latencies = Table::new(&[
         ("bare p50", 0),
@@ -101,12 +111,9 @@ async fn paced(redis: &Redis, options: &Options) -> Result<Verdict> {
     }
     println!("{latencies}\n  cores that each process kept busy\n{busy}");
     let what = format!("fan-out at {PACE}/s to {PACED_CLIENTS} clients, ratio of the medians of p99");
-    Ok(said(Verdict::new(what, latencies.median(4) / latencies.median(3), LATENCY_BOUND)))
-}
-
-fn said(verdict: Verdict) -> Verdict {
-    println!("  {verdict}\n");
-    verdict
+    let verdict = Verdict::new(what, latencies.median(4) / latencies.median(3), LATENCY_BOUND);
+    println!("  {verdict}");
+    Ok(vec![verdict])
 }
 
 /// One round.

@@ -283,11 +283,12 @@ impl OutboundReceiver {
     /// See [`next_joined`](OutboundReceiver::next_joined).
     pub fn poll_next_joined(&mut self, context: &mut Context<'_>) -> Poll<Result<OutboundItem, CloseReason>> {
         let first = std::task::ready!(self.poll_next(context))?;
-        let rest: Vec<OutboundItem> = {
+        let rest: VecDeque<OutboundItem> = {
             let mut queue = self.0.queue.lock();
             queue.messages = 0;
             queue.bytes = 0;
-            queue.items.drain(..).collect()
+            // Its room goes too: a burst shall not be held for the life of the connection.
+            std::mem::take(&mut queue.items)
         };
         if rest.is_empty() {
             return Poll::Ready(Ok(first));

@@ -422,7 +422,8 @@ impl Client {
         self.ask(method, arguments, Some(timeout)).await
     }
 
-    /// Ends the connection: its client gets a Close without permission to reconnect by itself.
+    /// Ends the connection, wherever it is: its client gets a Close without permission to reconnect by itself. What
+    /// waits in its queue is dropped; [`HubContext::abort`](crate::HubContext::abort) lets it out first.
     ///
     /// # Errors
     /// [`Backplane::abort`]'s.

@@ -151,8 +151,8 @@ async fn shake_hands(server: &Server, wire: &mut Wire) -> Option<Arc<dyn HubProt
     let options = &server.options;
     let request = async {
         loop {
-            let next = handshake::next_request(wire.input(), options.max_record);
-            match next {
+            let (input, searched) = wire.input();
+            match handshake::next_request(input, searched, options.max_record) {
                 Ok(Some(request)) => return Ok(Some(request)),
                 Ok(None) => {}
                 Err(error) => return Err(error.text(options.detailed_errors)),
@@ -229,16 +229,24 @@ async fn leave(
     registration: Option<Registration>,
 ) {
     let deadline = Instant::now() + server.options.call_grace;
-    if registration.is_some() {
-        let told = serve::guarded(async { server.hub.disconnected(connection.clone(), why).await });
-        match tokio::time::timeout_at(deadline, told).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(connection = %connection.id, ?error, "on_disconnected failed"),
-            Err(_) => tracing::warn!(connection = %connection.id, "on_disconnected did not end in time"),
+    let tell = async {
+        if registration.is_some() {
+            let told = serve::guarded(async { server.hub.disconnected(connection.clone(), why).await });
+            match tokio::time::timeout_at(deadline, told).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(connection = %connection.id, ?error, "on_disconnected failed");
+                }
+                Err(_) => tracing::warn!(connection = %connection.id, "on_disconnected did not end in time"),
+            }
         }
-    }
-    drop(registration);
-    if tokio::time::timeout_at(deadline, calls.finish()).await.is_err() {
-        tracing::warn!(connection = %connection.id, "calls did not end in time and were dropped");
-    }
+        drop(registration);
+    };
+    // At the same time: a call may hold a lock that `on_disconnected` waits for.
+    let finish = async {
+        if tokio::time::timeout_at(deadline, calls.finish()).await.is_err() {
+            tracing::warn!(connection = %connection.id, "calls did not end in time and were dropped");
+        }
+    };
+    futures::future::join(tell, finish).await;
 }

@@ -109,7 +109,14 @@ impl<S: Send + Sync + 'static> Registered<S> {
                     "Invocation provides {given} argument(s) but target expects {expected}."
                 )));
             }
-            let arguments = A::bind(values, protocol).map_err(|error| {
+            // `Deserialize` of an application may panic, as a method may.
+            let bound = std::panic::catch_unwind(AssertUnwindSafe(|| A::bind(values, protocol)));
+            let bound = bound.unwrap_or_else(|panic| {
+                let text = panic_text(panic.as_ref());
+                tracing::error!(panic = text, "reading an argument panicked");
+                Err(serde::de::Error::custom(text))
+            });
+            let arguments = bound.map_err(|error| {
                 tracing::debug!(%error, "an argument does not fit its type");
                 invalid(MISFIT.into())
             })?;
@@ -189,6 +196,11 @@ impl Refusal {
     /// A method that is not there. The client is always told.
     pub(crate) fn unknown(target: &str) -> Self {
         Self::before(target, HubError::public("Method does not exist."))
+    }
+
+    /// One more call, while too many of the same client run.
+    pub(crate) fn too_many(target: &str) -> Self {
+        Self::before(target, HubError::public("Too many calls of this connection have not ended."))
     }
 
     fn before(name: &str, error: HubError) -> Self {

@@ -81,7 +81,9 @@ impl<S: Send + Sync + 'static> Hub<S> {
     }
 
     /// Runs when a client has connected, before any of its calls. An error closes the connection without permission
-    /// to reconnect. No questions to clients from here.
+    /// to reconnect; what was sent to it before goes out first. No questions to clients from here. When the client
+    /// leaves meanwhile the callback is dropped where it stands, and `on_disconnected` runs: what must not be left half
+    /// done is spawned.
     #[must_use]
     pub fn on_connected<F, Fut>(mut self, callback: F) -> Self
     where
@@ -93,7 +95,7 @@ impl<S: Send + Sync + 'static> Hub<S> {
     }
 
     /// Runs when a connection has ended, also one that `on_connected` refused; its groups are still there. Bounded by
-    /// [`HubOptions::call_grace`].
+    /// [`HubOptions::call_grace`], together with the calls that still run.
     #[must_use]
     pub fn on_disconnected<F, Fut>(mut self, callback: F) -> Self
     where
@@ -139,9 +141,15 @@ impl<S: Send + Sync + 'static> Hub<S> {
     /// Serves the hub on a backplane; mount the result into an application. Needs a tokio runtime.
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig): an option is out of its bounds, or a method was registered twice.
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig): an option is out of its bounds, or a method was registered twice or
+    /// has an empty name.
     pub fn serve(self, backplane: Arc<dyn Backplane>) -> Result<HubServer> {
         self.options.validate()?;
+        if self.methods.contains_key("") {
+            return Err(
+                Error::new(ErrorKind::InvalidConfig, "serve").with_context("a method has an empty name")
+            );
+        }
         if let Some(name) = &self.twice {
             let context = format!("the method {name} was registered twice; names are compared in any case");
             return Err(Error::new(ErrorKind::InvalidConfig, "serve").with_context(context));

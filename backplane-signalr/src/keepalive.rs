@@ -30,8 +30,12 @@ pub(crate) struct KeepAlive {
     heard: Option<Instant>,
     /// Nothing is read while a call waits for its turn: silence is not the client's fault then.
     resting: bool,
-    stuck: Option<Instant>,
+    /// Since when a write waits, and how much was written until then.
+    stuck: Option<(Instant, u64)>,
 }
+
+/// So many bytes in [`send_timeout`](HubOptions::send_timeout) are enough for a write not to be stuck.
+const PROGRESS: u64 = 64 << 10;
 
 impl KeepAlive {
     pub(crate) fn new(options: &HubOptions, pings: bool, now: Instant) -> Self {
@@ -66,10 +70,11 @@ impl KeepAlive {
         self.resting = resting;
     }
 
-    /// A write waits for the client, or none does.
-    pub(crate) fn stuck(&mut self, stuck: bool, now: Instant) {
+    /// A write waits for the client, or none does; `written` bytes have got through so far.
+    pub(crate) fn stuck(&mut self, stuck: bool, written: u64, now: Instant) {
         match (stuck, self.stuck) {
-            (true, None) => self.stuck = Some(now),
+            (true, None) => self.stuck = Some((now, written)),
+            (true, Some((_, before))) if written - before >= PROGRESS => self.stuck = Some((now, written)),
             (false, Some(_)) => self.stuck = None,
             _ => {}
         }
@@ -78,7 +83,7 @@ impl KeepAlive {
     /// What is due now; a ping is due once.
     pub(crate) fn due(&mut self, now: Instant) -> Due {
         let mut next = now + Duration::from_secs(3_600);
-        if let Some(stuck) = self.stuck {
+        if let Some((stuck, _)) = self.stuck {
             if now >= stuck + self.send_timeout {
                 return Due::SendTimeout;
             }
@@ -149,10 +154,10 @@ mod tests {
     #[test]
     fn a_stuck_write_ends_it_and_holds_back_pings() {
         let (mut clocks, start) = clocks();
-        clocks.stuck(true, start + 14 * SECOND);
+        clocks.stuck(true, 0, start + 14 * SECOND);
         assert!(matches!(clocks.due(start + 16 * SECOND), Due::Nothing(_)));
         assert_eq!(clocks.due(start + 24 * SECOND), Due::SendTimeout);
-        clocks.stuck(false, start + 24 * SECOND);
+        clocks.stuck(false, 0, start + 24 * SECOND);
         assert!(matches!(clocks.due(start + 24 * SECOND), Due::Nothing(_)));
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod query;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,6 +22,8 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 use tower::Service;
 
+use crate::dispatch::panic_text;
+use crate::seldom::Seldom;
 use crate::server::Server;
 use crate::sessions::{Found, Refused};
 use crate::transport::websocket::Upgrade;
@@ -42,7 +45,12 @@ const UNWANTED_TIME: Duration = Duration::from_secs(5);
 /// # Panics
 /// When `path` does not start with `/`, is `/` alone, or ends with `/`.
 pub(crate) fn mount(server: Arc<Server>, path: &str, app: axum::Router) -> axum::Router {
-    let endpoint = Arc::new(Endpoint { server, path: MountPath::new(path), hint: Hint::default() });
+    let endpoint = Arc::new(Endpoint {
+        server,
+        path: MountPath::new(path),
+        hint: Hint::default(),
+        full: Seldom::default(),
+    });
     axum::Router::new().fallback_service(Mounted { endpoint, app })
 }
 
@@ -64,7 +72,15 @@ impl Service<Request> for Mounted {
 
     fn call(&mut self, request: Request) -> Self::Future {
         match self.endpoint.path.locate(request.uri().path()) {
-            Some(place) => Either::Left(ready(Ok(self.endpoint.answer(place, request)))),
+            Some(place) => {
+                // What the application gave to the hub (`user_id`, `items`, a selector) may panic: an error of this
+                // request alone.
+                let answer = catch_unwind(AssertUnwindSafe(|| self.endpoint.answer(place, request)));
+                Either::Left(ready(Ok(answer.unwrap_or_else(|panic| {
+                    tracing::error!(panic = panic_text(panic.as_ref()), "a function of the hub panicked");
+                    text(StatusCode::INTERNAL_SERVER_ERROR, "")
+                }))))
+            }
             None => Either::Right(self.app.call(request)),
         }
     }
@@ -82,6 +98,8 @@ struct Endpoint {
     server: Arc<Server>,
     path: MountPath,
     hint: Hint,
+    /// Warnings about negotiations that were refused.
+    full: Seldom,
 }
 
 impl Endpoint {
@@ -113,7 +131,9 @@ impl Endpoint {
                 json(negotiate::Answer::new(version, &connection, &token, options.transports).to_json())
             }
             Err(crate::sessions::Full) => {
-                tracing::debug!("a negotiation was refused: too many wait for their transport");
+                if let Some(suppressed) = self.full.due() {
+                    tracing::warn!(suppressed, "negotiations are refused: too many wait for their transport");
+                }
                 text(StatusCode::SERVICE_UNAVAILABLE, "Too many connections wait for their transport.")
             }
         }
@@ -205,8 +225,8 @@ impl Endpoint {
     }
 
     /// Reads a body that nobody wants. Without it the HTTP server would close the connection over unread bytes, and the
-    /// client might lose the answer. The answer does not wait for it; a client that sends on without end is cut off. At
-    /// most one such task lives for each open connection, because HTTP/1.1 serves one request after the other.
+    /// client might lose the answer. The answer does not wait for it; a client that sends on without end is cut off. Over
+    /// HTTP/1.1, which serves one request after the other, at most one such task lives for each open connection.
     fn read_away(&self, mut body: Body) {
         if body.is_end_stream() {
             return;

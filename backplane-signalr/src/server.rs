@@ -53,8 +53,12 @@ impl HubServer {
     /// Nagle's algorithm is switched off for the plain TCP streams of [`axum::serve()`]; a listener of another kind (TLS) has
     /// to do it, or small messages wait up to 40 ms.
     ///
+    /// To have several hubs in one application, mount the next one on the result of the first. (Two results cannot be
+    /// `merge`d: each has a fallback.) The result may be nested.
+    ///
     /// # Panics
-    /// When `path` does not start with `/`, is `/` alone, or ends with `/`.
+    /// When `path` does not start with `/`, is `/` alone, ends with `/`, or holds one of `%`, `?`, `#`, `{`, `}` or an
+    /// empty segment: it is written as it reads, not encoded and without parameters.
     pub fn mount(&self, path: &str, app: axum::Router) -> axum::Router {
         mount::mount(self.0.clone(), path, app)
     }

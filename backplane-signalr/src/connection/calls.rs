@@ -37,17 +37,29 @@ pub(crate) struct Calls {
     /// Allocated while something runs.
     running: Option<FuturesUnordered<BoxFuture<'static, Done>>>,
     waiting: Option<Box<Waiting>>,
+    /// Most calls that may run, those that ask included.
+    most: usize,
 }
+
+/// How many calls of one client may run beyond those that have a place: they ask clients.
+const MOST_ASKING: usize = 1_000;
 
 impl Calls {
     pub(crate) fn new(parallel: usize) -> Self {
-        Self { places: PollSemaphore::new(Arc::new(Semaphore::new(parallel))), running: None, waiting: None }
+        let places = PollSemaphore::new(Arc::new(Semaphore::new(parallel)));
+        Self { places, running: None, waiting: None, most: parallel + MOST_ASKING }
     }
 
     /// Adds a call: it waits for its turn. Only when none waits.
     pub(crate) fn add(&mut self, id: Option<String>, prepared: Prepared, place: Place) {
         debug_assert!(self.waiting.is_none(), "nothing is read while a call waits");
         self.waiting = Some(Box::new(Waiting { id, prepared, place }));
+    }
+
+    /// Whether so many calls were begun and have not ended that no further one is taken. Those that ask clients have
+    /// given their places away, so that the places do not bound them.
+    pub(crate) fn are_too_many(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.len() >= self.most)
     }
 
     /// Whether a call waits for its turn.

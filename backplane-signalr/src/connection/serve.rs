@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::future::{Future, poll_fn};
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,7 +16,7 @@ use super::End;
 use super::calls::{Calls, Done};
 use super::wire::Wire;
 use crate::context::{CallPlace, Connection};
-use crate::dispatch::{Call, failed, panic_text};
+use crate::dispatch::{Call, Refusal, failed, panic_text};
 use crate::error::{HubError, HubResult};
 use crate::keepalive::{Due, KeepAlive};
 use crate::protocol::{ClientMessage, ClientOutcome, HubProtocol, Invocation, ServerMessage, ServerOutcome};
@@ -78,8 +78,12 @@ impl<'a> Serving<'a> {
         poll_fn(|context| self.poll(context)).await
     }
 
-    /// What outlives the loop. The outbound queue does not: nothing more is sent.
-    pub(crate) fn into_parts(self) -> (Wire, Calls, Registration) {
+    /// What outlives the loop. What was sent to the client before its connection ended goes out before its Close; the
+    /// outbound queue does not outlive this: nothing more is sent.
+    pub(crate) fn into_parts(mut self) -> (Wire, Calls, Registration) {
+        while let Some(item) = self.outbound.try_next() {
+            self.wire.push(&item.bytes);
+        }
         (self.wire, self.calls, self.registration)
     }
 
@@ -120,7 +124,8 @@ impl<'a> Serving<'a> {
             && let Poll::Ready(received) = self.wire.poll_receive(context)
         {
             received?;
-            self.clocks.heard(now);
+            // Read anew: the methods that ran meanwhile may have taken their time.
+            self.clocks.heard(Instant::now());
             moved = true;
         }
         moved |= self.poll_write(context, now)?;
@@ -163,9 +168,19 @@ impl<'a> Serving<'a> {
             Ok(value) => {
                 let outcome = ServerOutcome::Value(value.as_ref());
                 let completion = ServerMessage::Completion { id: &id, outcome };
-                match self.protocol.encode(&completion, self.wire.output()) {
-                    Ok(()) => return,
-                    Err(error) => HubError::from(error).tell(failed(&name), detailed),
+                let output = self.wire.output();
+                let before = output.len();
+                // `Serialize` of an application may panic, as a method may.
+                let encoded = catch_unwind(AssertUnwindSafe(|| self.protocol.encode(&completion, output)));
+                match encoded {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => HubError::from(error).tell(failed(&name), detailed),
+                    Err(panic) => {
+                        self.wire.output().truncate(before);
+                        let text = panic_text(panic.as_ref()).to_owned();
+                        tracing::error!(method = &*name, panic = text, "writing a result panicked");
+                        HubError::private("Panic", text).tell(failed(&name), detailed)
+                    }
                 }
             }
             Err(error) => error.tell(failed(&name), detailed),
@@ -183,7 +198,8 @@ impl<'a> Serving<'a> {
         let mut moved = false;
         while self.connecting.is_none() && !self.calls.is_blocked() && !self.wire.is_backlogged() {
             let max = self.server.options.max_record;
-            let Some(record) = self.protocol.next_record(self.wire.input(), max)? else {
+            let (input, searched) = self.wire.input();
+            let Some(record) = self.protocol.next_record(input, searched, max)? else {
                 self.wire.trim();
                 break;
             };
@@ -240,7 +256,12 @@ impl<'a> Serving<'a> {
             protocol: self.protocol.clone(),
             place: CallPlace::Call(place.clone()),
         };
-        match self.server.hub.prepare(self.connection.clone(), &call) {
+        let prepared = if self.calls.are_too_many() {
+            Err(Refusal::too_many(&call.target))
+        } else {
+            self.server.hub.prepare(self.connection.clone(), &call)
+        };
+        match prepared {
             Ok(prepared) => self.calls.add(id, prepared, place),
             Err(refusal) => {
                 tracing::debug!(connection = %self.connection.id, ?refusal, "a call was refused");
@@ -257,7 +278,7 @@ impl<'a> Serving<'a> {
         let mut moved = false;
         loop {
             let flushed = self.wire.poll_flush(context);
-            self.clocks.stuck(flushed.is_pending(), now);
+            self.clocks.stuck(flushed.is_pending(), self.wire.written(), now);
             match flushed {
                 Poll::Pending => return Ok(moved),
                 Poll::Ready(result) => result?,

@@ -1,5 +1,7 @@
 //! Whole connections over a transport made of two queues.
 
+mod reviewed;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

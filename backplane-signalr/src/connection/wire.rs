@@ -16,6 +16,8 @@ pub(crate) struct Wire {
     transport: Box<dyn Transport>,
     format: TransferFormat,
     input: BytesMut,
+    /// How much of the input was searched for the end of its first record, in vain.
+    searched: usize,
     /// Most bytes that are received ahead of their being understood.
     most_input: usize,
     output: BytesMut,
@@ -29,6 +31,7 @@ impl Wire {
             // The handshake is JSON, whatever comes behind it.
             format: TransferFormat::Text,
             input: BytesMut::new(),
+            searched: 0,
             most_input: BACKLOG.max(max_record.saturating_add(1)),
             output: BytesMut::new(),
             ended: false,
@@ -48,9 +51,14 @@ impl Wire {
         self.transport.wants_keep_alive()
     }
 
-    /// What has arrived.
-    pub(crate) fn input(&mut self) -> &mut BytesMut {
-        &mut self.input
+    /// How much of what was sent the transport has got rid of.
+    pub(crate) fn written(&self) -> u64 {
+        self.transport.written()
+    }
+
+    /// What has arrived, and how much of it was searched in vain.
+    pub(crate) fn input(&mut self) -> (&mut BytesMut, &mut usize) {
+        (&mut self.input, &mut self.searched)
     }
 
     /// Gives the memory of an input that was understood back.

@@ -18,12 +18,16 @@ pub(super) struct MountPath(Box<str>);
 
 impl MountPath {
     /// # Panics
-    /// When `path` does not start with `/`, is `/` alone, or ends with `/`.
+    /// When `path` does not start with `/`, is `/` alone, ends with `/`, or could never be asked for as it is written.
     pub(super) fn new(path: &str) -> Self {
         assert!(path.starts_with('/'), "the path of a hub starts with a slash: {path:?}");
         assert!(
             !path.ends_with('/'),
             "the path of a hub is not empty and does not end with a slash: {path:?}"
+        );
+        assert!(
+            !path.contains(['%', '?', '#', '{', '}']) && !path.contains("//"),
+            "the path of a hub is written as it reads, without encoding, query, parameters or empty segments: {path:?}"
         );
         Self(path.into())
     }

@@ -60,8 +60,12 @@ impl From<Broken> for HandshakeError {
 ///
 /// # Errors
 /// [`HandshakeError`]: the connection is refused with its text.
-pub(crate) fn next_request(input: &mut BytesMut, max: usize) -> Result<Option<Request>, HandshakeError> {
-    match json::next_record(input, max) {
+pub(crate) fn next_request(
+    input: &mut BytesMut,
+    searched: &mut usize,
+    max: usize,
+) -> Result<Option<Request>, HandshakeError> {
+    match json::next_record(input, searched, max) {
         Ok(Some(record)) => read(&record).map(Some),
         Ok(None) => Ok(None),
         Err(ProtocolError::RecordTooLarge(_)) => Err(HandshakeError::TooLarge),
@@ -160,7 +164,7 @@ mod tests {
 
     fn ask(record: &str) -> Result<Request, HandshakeError> {
         let mut input = BytesMut::from(record);
-        let request = next_request(&mut input, 32 << 10)?.expect("the record is complete");
+        let request = next_request(&mut input, &mut 0, 32 << 10)?.expect("the record is complete");
         assert!(input.is_empty());
         Ok(request)
     }
@@ -283,10 +287,10 @@ mod tests {
     #[test]
     fn what_follows_the_request_stays() {
         let mut input = BytesMut::from("{\"protocol\":\"json\",");
-        assert_eq!(next_request(&mut input, 1024), Ok(None));
+        assert_eq!(next_request(&mut input, &mut 0, 1024), Ok(None));
         input.extend_from_slice(b"\"version\":1}\x1e{\"type\":6}\x1e");
         let request = Request { protocol: "json".into(), version: 1 };
-        assert_eq!(next_request(&mut input, 1024), Ok(Some(request)));
+        assert_eq!(next_request(&mut input, &mut 0, 1024), Ok(Some(request)));
         assert_eq!(input, "{\"type\":6}\x1e");
     }
 
@@ -296,7 +300,7 @@ mod tests {
             format!("{{\"protocol\":\"json\",\"version\":1,\"x\":\"{}\"}}\x1e", "y".repeat(2_000)),
             "x".repeat(2_000),
         ] {
-            let error = next_request(&mut BytesMut::from(&record[..]), 1024).unwrap_err();
+            let error = next_request(&mut BytesMut::from(&record[..]), &mut 0, 1024).unwrap_err();
             assert_eq!(error, HandshakeError::TooLarge);
             assert_eq!(error.text(true), "Handshake was canceled.");
         }
@@ -306,7 +310,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(mut record: Vec<u8>) {
             record.push(0x1E);
-            let _ = next_request(&mut BytesMut::from(&record[..]), 1024);
+            let _ = next_request(&mut BytesMut::from(&record[..]), &mut 0, 1024);
         }
     }
 }

@@ -49,8 +49,13 @@ impl HubProtocol for Json {
         TransferFormat::Text
     }
 
-    fn next_record(&self, input: &mut BytesMut, max: usize) -> Result<Option<Bytes>, ProtocolError> {
-        next_record(input, max)
+    fn next_record(
+        &self,
+        input: &mut BytesMut,
+        searched: &mut usize,
+        max: usize,
+    ) -> Result<Option<Bytes>, ProtocolError> {
+        next_record(input, searched, max)
     }
 
     fn decode(&self, record: &Bytes) -> Result<ClientMessage, ProtocolError> {
@@ -76,19 +81,21 @@ impl HubProtocol for Json {
     }
 }
 
-/// Takes a record off `input`, without its separator.
-///
-/// A record that trickles in is searched from its start each time, for no more than `max` bytes: at the default of
-/// 32 KiB that is less than a microsecond, and less than receiving the chunk costs. No state is kept for it. The record does not hold the memory of a
-/// much larger `input`.
+/// Takes a record off `input`, without its separator. What was `searched` before is not searched again. The record does
+/// not hold the memory of a much larger `input`.
 pub(in crate::protocol) fn next_record(
     input: &mut BytesMut,
+    searched: &mut usize,
     max: usize,
 ) -> Result<Option<Bytes>, ProtocolError> {
-    let Some(length) = memchr::memchr(SEPARATOR, &input[..input.len().min(max)]) else {
+    let end = input.len().min(max);
+    let from = (*searched).min(end);
+    let Some(length) = memchr::memchr(SEPARATOR, &input[from..end]).map(|found| from + found) else {
+        *searched = end;
         // Exactly `max` bytes without a separator are one too few for it.
         return if input.len() < max { Ok(None) } else { Err(ProtocolError::RecordTooLarge(max)) };
     };
+    *searched = 0;
     let record = if length >= input.capacity() / 2 {
         input.split_to(length).freeze()
     } else {

@@ -42,12 +42,18 @@ pub trait HubProtocol: Debug + Send + Sync + 'static {
     fn transfer_format(&self) -> TransferFormat;
 
     /// Takes the next complete record off `input`, without separator or length prefix; `None`: there is no complete one
-    /// yet. `max` bounds it, separator or prefix included.
+    /// yet. `max` bounds it, separator or prefix included. `searched` is 0 for a new record; a protocol may note there how
+    /// much of `input` it has looked at in vain, so that a record that trickles in is looked at once.
     ///
     /// # Errors
     /// [`RecordTooLarge`](ProtocolError::RecordTooLarge) as soon as it is known that the record is or will be longer;
     /// [`Malformed`](ProtocolError::Malformed) when the framing is broken.
-    fn next_record(&self, input: &mut BytesMut, max: usize) -> Result<Option<Bytes>, ProtocolError>;
+    fn next_record(
+        &self,
+        input: &mut BytesMut,
+        searched: &mut usize,
+        max: usize,
+    ) -> Result<Option<Bytes>, ProtocolError>;
 
     /// Reads a record. Values stay encoded: arguments and results are slices of `record`.
     ///

@@ -41,6 +41,12 @@ pub trait Transport: Debug + Send + Unpin + 'static {
     /// [`Ended::Lost`]: it cannot be written any more.
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>>;
 
+    /// How many bytes were handed to the operating system so far. A write that is large for its client is not stuck while
+    /// this grows. Default 0: a transport that does not count.
+    fn written(&self) -> u64 {
+        0
+    }
+
     /// Ends in order (what was sent is written, a WebSocket's close handshake); `Ready` when there is nothing left to
     /// do. The caller bounds it and drops the transport afterwards.
     fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()>;

@@ -201,6 +201,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Transport for WebSocket
         self.writer.poll(&mut self.stream, context).map_err(Ended::Lost)
     }
 
+    fn written(&self) -> u64 {
+        self.writer.total()
+    }
+
     /// Writes what waits and the close frame, while what still arrives is read and forgotten; waits for the client's
     /// close frame (after a violation: for its end of the stream) and ends ours.
     fn poll_close(&mut self, context: &mut Context<'_>) -> Poll<()> {

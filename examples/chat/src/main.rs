@@ -6,7 +6,8 @@
 //! cargo run -p chat -- redis://localhost 5001        with Redis between
 //! ```
 //!
-//! Connect any SignalR client to `http://127.0.0.1:5000/chatHub`; with `@microsoft/signalr`, in a browser or in Node:
+//! Connect any SignalR client to `http://127.0.0.1:5000/chatHub`; with `@microsoft/signalr` in Node (a page of another origin
+//! needs a CORS layer on the application):
 //!
 //! ```js
 //! const chat = new signalR.HubConnectionBuilder().withUrl("http://127.0.0.1:5000/chatHub").build();

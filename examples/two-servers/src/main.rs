@@ -16,6 +16,7 @@ mod arguments;
 mod balance;
 mod bus;
 mod chat;
+mod http;
 mod link;
 mod page;
 mod script;

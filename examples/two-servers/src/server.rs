@@ -9,7 +9,6 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
-use axum::serve::ListenerExt as _;
 use axum::{Json, Router as App};
 use backplane::{Backplane as _, Router};
 use backplane_signalr::HubServer;
@@ -19,11 +18,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::SharedBus;
 use crate::chat::{self, Chat, Shared};
+use crate::http;
 use crate::link::{self, Link};
 use crate::page;
 
 /// Where the hub of the page is.
 pub(crate) const HUB: &str = "/chatHub";
+/// How long a client may take to send a request's head.
+const HEADS: Duration = Duration::from_secs(10);
 /// How long requests that are being served when the server ends may take.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -32,7 +34,7 @@ pub(crate) struct Server {
     pub(crate) node: Router,
     hubs: Vec<HubServer>,
     stop: CancellationToken,
-    http: JoinHandle<std::io::Result<()>>,
+    http: JoinHandle<()>,
     watch: JoinHandle<()>,
 }
 
@@ -73,7 +75,7 @@ impl Server {
         }
 
         let stop = CancellationToken::new();
-        let http = tokio::spawn(serve(listener, app, stop.clone()));
+        let http = tokio::spawn(http::serve(listener, app, HEADS, stop.clone()));
         Ok(Self { node, hubs, stop, http, watch })
     }
 
@@ -96,15 +98,6 @@ impl Drop for Server {
         self.http.abort();
         self.watch.abort();
     }
-}
-
-async fn serve(listener: TcpListener, app: App, stop: CancellationToken) -> std::io::Result<()> {
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-    });
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 async fn close_after(request: Request, next: Next) -> Response {

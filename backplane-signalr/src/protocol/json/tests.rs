@@ -117,7 +117,7 @@ proptest! {
         let mut output = BytesMut::new();
         let message = ServerMessage::Invocation { id: Some(&id), target: &target, arguments: &texts };
         Json.encode(&message, &mut output).unwrap();
-        let record = next_record(&mut output, usize::MAX).unwrap().unwrap();
+        let record = next_record(&mut output, &mut 0, usize::MAX).unwrap().unwrap();
         prop_assert!(output.is_empty());
         let Ok(ClientMessage::Invocation(call)) = Json.decode(&record) else { panic!("{record:?}") };
         prop_assert_eq!(call.id.unwrap_or_default(), id);
@@ -139,7 +139,7 @@ proptest! {
             sent.push(0x1E);
         }
         let mut input = BytesMut::new();
-        let (mut received, mut refused) = (Vec::new(), false);
+        let (mut received, mut refused, mut searched) = (Vec::new(), false, 0);
         let mut rest = &sent[..];
         for size in chunks.iter().cycle() {
             if rest.is_empty() || refused {
@@ -149,7 +149,7 @@ proptest! {
             input.extend_from_slice(chunk);
             rest = tail;
             loop {
-                match next_record(&mut input, max) {
+                match next_record(&mut input, &mut searched, max) {
                     Ok(Some(record)) => received.push(record.to_vec()),
                     Ok(None) => break,
                     Err(error) => {
@@ -256,11 +256,14 @@ fn a_message_that_cannot_be_written_leaves_the_output_as_it_was() {
 #[test]
 fn a_record_at_the_limit_passes_and_one_byte_more_does_not() {
     let mut input = BytesMut::from("123456789\x1e1234567890\x1e");
-    assert_eq!(next_record(&mut input, 10), Ok(Some(Bytes::from_static(b"123456789"))));
-    assert_eq!(next_record(&mut input, 10), Err(ProtocolError::RecordTooLarge(10)));
-    assert_eq!(next_record(&mut BytesMut::from("123456789"), 10), Ok(None));
-    assert_eq!(next_record(&mut BytesMut::from("1234567890"), 10), Err(ProtocolError::RecordTooLarge(10)));
-    assert_eq!(next_record(&mut BytesMut::new(), 10), Ok(None));
+    assert_eq!(next_record(&mut input, &mut 0, 10), Ok(Some(Bytes::from_static(b"123456789"))));
+    assert_eq!(next_record(&mut input, &mut 0, 10), Err(ProtocolError::RecordTooLarge(10)));
+    assert_eq!(next_record(&mut BytesMut::from("123456789"), &mut 0, 10), Ok(None));
+    assert_eq!(
+        next_record(&mut BytesMut::from("1234567890"), &mut 0, 10),
+        Err(ProtocolError::RecordTooLarge(10))
+    );
+    assert_eq!(next_record(&mut BytesMut::new(), &mut 0, 10), Ok(None));
 }
 
 #[test]
@@ -268,13 +271,13 @@ fn a_small_record_does_not_hold_a_large_buffer() {
     let mut input = BytesMut::with_capacity(64 << 10);
     input.put_slice(b"{\"type\":6}\x1e");
     let capacity = input.capacity();
-    let record = next_record(&mut input, 32 << 10).unwrap().unwrap();
+    let record = next_record(&mut input, &mut 0, 32 << 10).unwrap().unwrap();
     assert!(input.try_reclaim(capacity - 16), "the buffer is still shared with {record:?}");
     // A record that fills its buffer is not copied.
     let mut input = BytesMut::from(&[b'x'; 4096][..]);
     input[4095] = 0x1E;
     let first = input.as_ptr();
-    assert_eq!(next_record(&mut input, 32 << 10).unwrap().unwrap().as_ptr(), first);
+    assert_eq!(next_record(&mut input, &mut 0, 32 << 10).unwrap().unwrap().as_ptr(), first);
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(super) struct Writer {
     pong: Option<Bytes>,
     records: Option<(Bytes, Data)>,
     close: Close,
+    /// Bytes written so far.
+    total: u64,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -154,7 +156,13 @@ impl Writer {
         }
     }
 
+    /// How many bytes were written so far.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
     fn advance(&mut self, count: usize) {
+        self.total += count as u64;
         let of_header = count.min(usize::from(self.header_len - self.written));
         self.written += u8::try_from(of_header).expect("a header has at most ten bytes");
         self.payload.advance(count - of_header);

@@ -4,18 +4,26 @@
 
 mod cors;
 mod hub;
+#[path = "../../../../examples/two-servers/src/http.rs"]
+mod http;
 mod switches;
 
 use std::error::Error;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backplane::Backplane as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use switches::Switches;
+
+/// How long requests that are being served at the end may take.
+const GRACE: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -46,11 +54,13 @@ async fn serve(switches: Switches) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, switches.port)).await?;
     println!("READY {}", listener.local_addr()?.port());
 
-    tokio::select! {
-        served = axum::serve(listener, app).into_future() => served?,
-        _ = terminate.recv() => {}
-    }
+    let stop = CancellationToken::new();
+    let serving =
+        AbortOnDropHandle::new(tokio::spawn(http::serve(listener, app, switches.heads, stop.clone())));
+    terminate.recv().await;
     hub.shutdown().await;
+    stop.cancel();
+    tokio::time::timeout(GRACE, serving).await.map_err(|_| "requests did not end in time")??;
     node.shutdown().await?;
     Ok(())
 }

@@ -14,13 +14,15 @@ pub(crate) struct Switches {
     pub(crate) url: String,
     /// Whether `http://example.com` may call from its pages.
     pub(crate) cors: bool,
+    /// How long a client may take to send a request's head.
+    pub(crate) heads: Duration,
     /// Everything that is an option of the hub.
     pub(crate) options: HubOptions,
 }
 
 const USAGE: &str = "\
 reference-hub [--port N] [--url URL]
-  seconds:  --keepalive --timeout --handshake --disconnect --polltimeout --closetimeout
+  seconds:  --keepalive --timeout --handshake --disconnect --polltimeout --closetimeout --heads (of requests)
   bytes:    --recv (record limit) --resume (resume buffer)
   numbers:  --parallel (calls at once) --minver (lowest negotiate version)
   names:    --transports WebSockets,ServerSentEvents,LongPolling,None
@@ -30,8 +32,13 @@ impl Switches {
     /// # Errors
     /// A switch that is not known or whose value is missing or wrong, with the usage.
     pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Self, String> {
-        let mut switches =
-            Self { port: 0, url: "memory:".to_owned(), cors: false, options: HubOptions::default() };
+        let mut switches = Self {
+            port: 0,
+            url: "memory:".to_owned(),
+            cors: false,
+            heads: Duration::from_secs(10),
+            options: HubOptions::default(),
+        };
         let mut arguments = arguments.into_iter();
         while let Some(switch) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{switch} needs a value\n{USAGE}"));
@@ -44,6 +51,7 @@ impl Switches {
                 "--handshake" => options.handshake_timeout = seconds(&value()?)?,
                 "--disconnect" => options.disconnect_timeout = seconds(&value()?)?,
                 "--closetimeout" => options.close_timeout = seconds(&value()?)?,
+                "--heads" => switches.heads = seconds(&value()?)?,
                 "--recv" => options.max_record = number(&value()?)?,
                 "--parallel" => options.parallel_calls = number(&value()?)?,
                 "--minver" => options.min_negotiate_version = number(&value()?)?,

@@ -41,7 +41,8 @@ pub(crate) async fn serve(listener: TcpListener, app: App, heads: Duration, stop
                 connections.spawn(connection(stream, app.clone(), heads, stop.clone()));
             }
             // The client has gone again already.
-            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
             Err(error) => {
                 tracing::warn!(%error, "no connection can be accepted");
                 sleep(PAUSE).await;

@@ -3,19 +3,20 @@
 #![allow(clippy::print_stdout, reason = "a command-line program talks to its terminal")]
 
 mod cors;
-mod hub;
 #[path = "../../../../examples/two-servers/src/http.rs"]
 mod http;
+mod hub;
 mod switches;
 
 use std::error::Error;
+use std::io;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backplane::Backplane as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -43,6 +44,15 @@ async fn main() -> ExitCode {
     }
 }
 
+/// With room for thousands that come at once: of a client that finds the kernel's queue full and then says nothing, the
+/// server never hears.
+fn listen(port: u16) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
+    socket.listen(4096)
+}
+
 async fn serve(switches: Switches) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let node = Arc::new(backplane::resolve(&switches.url)?.open().await?);
@@ -51,7 +61,7 @@ async fn serve(switches: Switches) -> Result<(), Box<dyn Error>> {
     if switches.cors {
         app = app.layer(axum::middleware::from_fn(cors::policy));
     }
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, switches.port)).await?;
+    let listener = listen(switches.port)?;
     println!("READY {}", listener.local_addr()?.port());
 
     let stop = CancellationToken::new();

@@ -17,6 +17,7 @@ use crate::context::{Connection, Disconnect};
 use crate::error::HubError;
 use crate::protocol::{HubProtocol, ProtocolError, ServerMessage, handshake};
 use crate::server::Server;
+use crate::sessions::Session;
 use crate::transport::{Ended, Transport};
 use calls::Calls;
 use serve::Serving;
@@ -101,10 +102,17 @@ impl End {
     }
 }
 
-/// Runs a connection to its end.
-pub(crate) async fn run(server: Arc<Server>, connection: Arc<Connection>, transport: Box<dyn Transport>) {
+/// Runs a connection to its end. Until then the token of its `session` is in use; whoever has seen its Close finds the
+/// token unknown.
+pub(crate) async fn run(
+    server: Arc<Server>,
+    connection: Arc<Connection>,
+    transport: Box<dyn Transport>,
+    session: Session,
+) {
     let mut wire = Wire::new(transport, server.options.max_record);
     let Some(protocol) = shake_hands(&server, &mut wire).await else {
+        drop(session);
         finish(&server, wire, Bytes::new()).await;
         return;
     };
@@ -128,6 +136,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Arc<Connection>, transp
         Err(end) => (end, Calls::new(1), None),
     };
     tracing::debug!(connection = %connection.id, ?end, "the connection ends");
+    drop(session);
     connection.ended.cancel();
     let close =
         end.close(server.options.detailed_errors).map_or_else(Bytes::new, |(error, allow_reconnect)| {

@@ -143,10 +143,8 @@ impl Server {
         );
         let server = self.clone();
         self.tasks.spawn(async move {
-            // Held to the end: until then its token is in use.
-            let _session = session;
             match transport.await {
-                Ok(transport) => connection::run(server, Arc::new(connection), transport).await,
+                Ok(transport) => connection::run(server, Arc::new(connection), transport, session).await,
                 Err(error) => tracing::debug!(%error, "the transport did not open"),
             }
         });

@@ -81,7 +81,7 @@ impl Upgrade {
     /// The transport, once the answer was written. `deadline` is for a layer of the application that keeps the answer
     /// back, or replaces it.
     ///
-    /// Of a plain TCP stream under [`axum::serve()`] Nagle's algorithm is switched off: it would hold small messages back
+    /// Of a plain TCP stream under [`axum::serve()`], or any server on `hyper_util::server::conn::auto`, Nagle's algorithm is switched off: it would hold small messages back
     /// until the client's system acknowledges the one before, up to 40 ms. Streams of another type cannot be reached
     /// from here; there the listener has to do it.
     pub(crate) async fn open(self, deadline: Duration) -> io::Result<Box<dyn Transport>> {

@@ -17,6 +17,10 @@
 //! |---|---|---|
 //! | `memory:` | always there | [`MemoryBus`]: inside this process; each [`open`] is a new bus |
 //! | `redis://`, `rediss://` | `redis` | a Redis or Valkey server, the second one over TLS |
+//! | `postgres://`, `postgresql://` | `postgres` | a log in a PostgreSQL database |
+//! | `mysql://`, `mariadb://` | `mysql` | a log in a MySQL or MariaDB database |
+//! | `sqlite:` | `sqlite` | a log in a file, for the processes of one machine |
+//! | `mssql://`, `sqlserver://`, `Server=...;Database=...` | `mssql` | a log in a SQL Server database |
 //!
 //! [`Schemes`] holds them as a value; [`Schemes::with`] adds a bus of your own.
 //!
@@ -41,7 +45,8 @@
 //! | `tracked_positions` | number | `65536` |
 //!
 //! Everything else goes to the bus. `memory:` knows `max_frame` (size), `inbox_frames` (number), `inbox_bytes` (size) and
-//! `history` (number); see [`MemoryConfig`](memory::MemoryConfig). `redis://` and `rediss://` are documented in the crate `backplane-redis`.
+//! `history` (number); see [`MemoryConfig`](memory::MemoryConfig). `redis://` and `rediss://` are documented in the crate
+//! `backplane-redis`, the databases in `backplane-sql`. An ADO connection string has no room for parameters: `mssql://` has.
 //!
 //! Durations are a whole number and a unit: `500ms`, `10s`, `2m`. Sizes are bytes, or a whole number and `KiB`, `MiB` or
 //! `GiB`. Names and values are percent-decoded and must be UTF-8; `+` is a space, as in HTML forms. User and password
@@ -57,6 +62,8 @@ pub use schemes::Schemes;
 
 #[cfg(feature = "redis")]
 pub use backplane_redis as redis;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "mssql"))]
+pub use backplane_sql as sql;
 
 /// The examples of the README compile and run.
 #[cfg(doctest)]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use backplane_core::memory::MemoryConfig;
-use backplane_core::{Bus, Error, ErrorKind, MemoryBus, Result, Router};
+use backplane_core::{Bus, Error, ErrorKind, MemoryBus, Result, Router, RouterConfig};
 
 use crate::open::Resolved;
 use crate::query::{self, Parameters, invalid};
@@ -38,6 +38,14 @@ impl Schemes {
         let schemes = Self { openers: BTreeMap::new() }.with("memory", open_memory);
         #[cfg(feature = "redis")]
         let schemes = schemes.with("redis", open_redis).with("rediss", open_redis);
+        #[cfg(feature = "postgres")]
+        let schemes = schemes.with("postgres", open_sql).with("postgresql", open_sql);
+        #[cfg(feature = "mysql")]
+        let schemes = schemes.with("mysql", open_sql).with("mariadb", open_sql);
+        #[cfg(feature = "sqlite")]
+        let schemes = schemes.with("sqlite", open_sql);
+        #[cfg(feature = "mssql")]
+        let schemes = schemes.with("mssql", open_sql).with("sqlserver", open_sql);
         schemes
     }
 
@@ -72,6 +80,9 @@ impl Schemes {
     /// See [`resolve`](crate::resolve()).
     pub fn resolve(&self, url: &str) -> Result<Resolved> {
         let opener = self.opener(url)?;
+        if is_connection_string(url) {
+            return Ok(Resolved { bus: opener(url)?, config: RouterConfig::default() });
+        }
         let (config, rest) = query::split(url)?;
         Ok(Resolved { bus: opener(&rest)?, config })
     }
@@ -90,7 +101,9 @@ impl Schemes {
     /// See [`open_bus`](crate::open_bus).
     pub fn open_bus(&self, url: &str) -> Result<Arc<dyn Bus>> {
         let opener = self.opener(url)?;
-        query::refuse_router_parameters(url)?;
+        if !is_connection_string(url) {
+            query::refuse_router_parameters(url)?;
+        }
         opener(url)
     }
 
@@ -157,13 +170,13 @@ const KNOWN: &[(&str, Availability)] = &[
     ("redis+cluster", Availability::Never(NO_CLUSTER)),
     ("rediss+cluster", Availability::Never(NO_CLUSTER)),
     ("redis-cluster", Availability::Never(NO_CLUSTER)),
-    ("postgres", Availability::Planned),
-    ("postgresql", Availability::Planned),
-    ("mssql", Availability::Planned),
-    ("sqlserver", Availability::Planned),
-    ("mysql", Availability::Planned),
-    ("mariadb", Availability::Planned),
-    ("sqlite", Availability::Planned),
+    ("postgres", Availability::Feature("postgres")),
+    ("postgresql", Availability::Feature("postgres")),
+    ("mssql", Availability::Feature("mssql")),
+    ("sqlserver", Availability::Feature("mssql")),
+    ("mysql", Availability::Feature("mysql")),
+    ("mariadb", Availability::Feature("mysql")),
+    ("sqlite", Availability::Feature("sqlite")),
     ("amqp", Availability::Planned),
     ("amqps", Availability::Planned),
     ("nats", Availability::Planned),
@@ -176,8 +189,21 @@ fn is_scheme(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
 }
 
+/// Whether it is an ADO connection string for SQL Server (`Server=...;Database=...`), which knows neither a scheme nor
+/// parameters of ours.
+fn is_connection_string(text: &str) -> bool {
+    const HOSTS: [&str; 5] = ["server", "data source", "address", "addr", "network address"];
+    text.split(';').any(|pair| {
+        pair.split_once('=')
+            .is_some_and(|(key, _)| HOSTS.iter().any(|host| key.trim().eq_ignore_ascii_case(host)))
+    }) && !text.split_once(':').is_some_and(|(scheme, _)| is_scheme(scheme))
+}
+
 /// The scheme in lower case. The error does not repeat the text: what is not a URL may be a password.
 fn scheme_of(url: &str) -> Result<String> {
+    if is_connection_string(url) {
+        return Ok("mssql".to_owned());
+    }
     let (scheme, rest) = url.split_once(':').ok_or_else(|| {
         invalid("not a URL: it begins with a scheme and a colon, such as `memory:` or `redis://localhost`")
     })?;
@@ -206,4 +232,9 @@ fn open_memory(url: &str) -> Result<Arc<dyn Bus>> {
 fn open_redis(url: &str) -> Result<Arc<dyn Bus>> {
     let config = backplane_redis::RedisConfig::from_url(url)?;
     Ok(Arc::new(backplane_redis::RedisBus::new(config)?))
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "mssql"))]
+fn open_sql(url: &str) -> Result<Arc<dyn Bus>> {
+    Ok(Arc::new(backplane_sql::SqlBus::from_url(url)?))
 }

@@ -3,5 +3,6 @@
 pub mod clients;
 pub mod recording;
 pub mod redis;
+pub mod sql;
 pub mod transcripts;
 pub mod wiretap;

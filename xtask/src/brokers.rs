@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use backplane_conformance::broker::{Broker as _, Redis, RedisOptions};
+use backplane_conformance::broker::{Broker, MariaDb, Postgres, Redis};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::install;
@@ -37,13 +37,19 @@ async fn until_stopped() -> Result<(), Box<dyn std::error::Error>> {
         }
     };
     tokio::pin!(stopped);
-    let redis = tokio::select! {
-        redis = Redis::start(RedisOptions::default()) => redis?,
+    let started = async { tokio::try_join!(start::<Redis>(), start::<Postgres>(), start::<MariaDb>()) };
+    let (redis, postgres, mariadb) = tokio::select! {
+        started = started => started?,
         () = &mut stopped => return Ok(()),
     };
-    println!("{:>8}  {}", Redis::NAME, redis.url());
     println!("Ctrl-C stops them.");
     stopped.await;
-    redis.stop().await;
+    tokio::join!(redis.stop(), postgres.stop(), mariadb.stop());
     Ok(())
+}
+
+async fn start<B: Broker>() -> Result<B, Box<dyn std::error::Error>> {
+    let broker = B::start(B::Options::default()).await?;
+    println!("{:>8}  {}", B::NAME, broker.url());
+    Ok(broker)
 }

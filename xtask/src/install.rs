@@ -10,7 +10,12 @@ use crate::command::{self, is_installed};
 /// A program, and the Debian package that brings it.
 type Needed = (&'static str, &'static str);
 
-const BROKERS: &[Needed] = &[("redis-server", "redis-server")];
+const BROKERS: &[Needed] = &[
+    ("redis-server", "redis-server"),
+    ("postgres", "postgresql"),
+    ("pgbouncer", "pgbouncer"),
+    ("mariadbd", "mariadb-server"),
+];
 
 /// Node and Chromium run official clients, nginx stands between them and our servers.
 const CLIENTS: &[Needed] =

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use backplane_conformance::broker::{Broker as _, Redis, RedisOptions};
+use backplane_conformance::broker::{Broker as _, Folder, Redis, RedisOptions};
 
 use crate::command::{self, Ran, cargo};
 use crate::tally::Tally;
@@ -93,6 +93,9 @@ fn examples() -> Ran {
         sum = sum.and(with_redis(|url| counted(cargo(&[&script[..], &["--url", url]].concat()))));
     }
     if sum.success {
+        sum = sum.and(with_a_file(|url| counted(cargo(&[&script[..], &["--url", url]].concat()))));
+    }
+    if sum.success {
         sum = sum.and(counted(cargo(&["run", "-p", "custom-bus"])));
     }
     sum
@@ -133,6 +136,17 @@ fn with_redis(act: impl FnOnce(&str) -> Ran) -> Ran {
     };
     runtime.shutdown_timeout(Duration::from_secs(1));
     ran
+}
+
+/// Runs `act` with a database of SQLite in a folder of its own.
+fn with_a_file(act: impl FnOnce(&str) -> Ran) -> Ran {
+    match Folder::new("script") {
+        Ok(folder) => act(&format!("sqlite:{}", folder.path().join("log.db").display())),
+        Err(error) => {
+            eprintln!("no folder for a file of SQLite: {error}");
+            Ran::default()
+        }
+    }
 }
 
 /// Licences, advisories and sources, by `deny.toml`. Needs a program that not everybody has, so its absence is said and

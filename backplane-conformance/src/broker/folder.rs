@@ -12,6 +12,8 @@ use tempfile::TempDir;
 /// Reads what to watch from its input. When the input ends without `done`, whoever held the other end is dead, by
 /// whatever signal: the kernel closes pipes of the dead. A parent-death signal would do less (it leaves the folder)
 /// and more (it fires when the spawning *thread* ends, and test threads do end).
+///
+/// A server's children may be in groups of their own, and stopped: they are known by running in the folder.
 const GUARD: &str = r#"
 group=
 while read -r verb argument; do
@@ -21,7 +23,14 @@ while read -r verb argument; do
         done) exit 0 ;;
     esac
 done
-if [ -n "$group" ]; then kill -s KILL -- "-$group"; fi
+if [ -n "$group" ]; then
+    kill -s KILL -- "-$group"
+    for own in /proc/[0-9]*/cwd; do
+        case $(readlink "$own") in
+            "$0"|"$0"/*) own=${own%/cwd}; kill -s KILL "${own#/proc/}" ;;
+        esac
+    done
+fi
 rm -rf -- "$0" || { sleep 1; rm -rf -- "$0"; }
 "#;
 

@@ -23,13 +23,18 @@
 //! that it is ready.
 #![cfg(unix)]
 
+mod account;
 mod folder;
+mod mariadb;
+mod pgbouncer;
 mod port;
+mod postgres;
 mod process;
 mod redis;
 mod require;
 mod resp;
 mod tls;
+mod tree;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -37,7 +42,10 @@ use std::future::Future;
 use backplane_core::Result;
 
 pub use folder::Folder;
+pub use mariadb::{MariaDb, MariaDbOptions};
+pub use pgbouncer::{PgBouncer, PgBouncerOptions};
 pub use port::free_port;
+pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Launch, Process, StartError};
 pub use redis::{Redis, RedisOptions};
 pub use require::{Missing, REQUIRE_VARIABLE, find, given_url, missing};

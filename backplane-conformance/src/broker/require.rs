@@ -34,9 +34,23 @@ pub fn find(program: &str) -> Result<PathBuf, Missing> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(MORE_FOLDERS.iter().map(PathBuf::from))
+        .chain(versioned_folders())
         .map(|folder| folder.join(program))
         .find(|candidate| is_executable(candidate))
         .ok_or_else(|| Missing { program: program.to_owned() })
+}
+
+/// Where Debian keeps the servers of each version of PostgreSQL, the newest first.
+fn versioned_folders() -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir("/usr/lib/postgresql") else { return Vec::new() };
+    let mut versions: Vec<(u32, PathBuf)> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin")))
+        })
+        .collect();
+    versions.sort_unstable_by_key(|(version, _)| std::cmp::Reverse(*version));
+    versions.into_iter().map(|(_, folder)| folder).collect()
 }
 
 fn is_executable(path: &Path) -> bool {

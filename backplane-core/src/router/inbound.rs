@@ -53,9 +53,10 @@ struct Run {
 }
 
 impl Pump {
-    /// `window`: how many numbers of an origin and topic are remembered to recognise repeats.
-    pub(super) fn new(node: Arc<Node>, window: usize) -> Self {
-        let positions = Positions::new(node.config.tracked_positions, window);
+    /// `window`: how many numbers of an origin and topic are remembered to recognise repeats; `repeating`: whether the bus
+    /// repeats frames.
+    pub(super) fn new(node: Arc<Node>, window: usize, repeating: bool) -> Self {
+        let positions = Positions::new(node.config.tracked_positions, window, repeating);
         Self { node, positions, position: None, requests: Vec::new(), room: 0 }
     }
 
@@ -100,6 +101,7 @@ impl Pump {
                 }
                 Ok(Delivery::Lost { topics, reason }) => {
                     self.finish(run.take());
+                    self.positions.lost(topics.as_deref());
                     self.node.raise(Gap { topics, ..Gap::unknown(reason) });
                 }
                 Err(error) => {

@@ -103,7 +103,12 @@ pub(crate) struct Positions {
     capacity: usize,
     /// How many numbers of one origin and topic are remembered to recognise repeats.
     window: usize,
-    /// Per origin: the extent of the gaps told so far. What is lost inside needs no other one.
+    /// Whether the bus repeats frames, after a resume even far back. What is older than all that is remembered is then a
+    /// repeat, or was published before we subscribed: a bus keeps the order of a publisher (B3).
+    repeating: bool,
+    /// How often the bus told of a loss that may concern any topic.
+    losses: u64,
+    /// Per origin: the extent of the gaps told so far, by us or by the bus. What is lost inside needs no other one.
     told: HashMap<NodeId, Told, RandomState>,
     clock: u64,
     /// Numbers remembered in all windows together.
@@ -124,6 +129,8 @@ struct Freed {
 struct Told {
     after: u64,
     through: u64,
+    /// Of [`Positions::losses`] those that are in it.
+    losses: u64,
 }
 
 impl Told {
@@ -133,9 +140,9 @@ impl Told {
 
     fn widen(self, after: u64, through: u64) -> Self {
         if self.through == 0 {
-            return Self { after, through };
+            return Self { after, through, ..self };
         }
-        Self { after: self.after.min(after), through: self.through.max(through) }
+        Self { after: self.after.min(after), through: self.through.max(through), ..self }
     }
 }
 
@@ -147,6 +154,8 @@ struct Position {
     seen: VecDeque<u64>,
     /// A beat announced this topic number, and everything before that beat number, while we were behind.
     suspect: Option<(u64, u64)>,
+    /// The bus told of a loss on this topic: the next hole is no news.
+    lost: bool,
     used: u64,
 }
 
@@ -158,12 +167,15 @@ pub(crate) struct Findings {
 }
 
 impl Positions {
-    pub(crate) fn new(capacity: usize, window: usize) -> Self {
+    /// `window`: how many numbers of one origin and topic are remembered; `repeating`: whether the bus repeats frames.
+    pub(crate) fn new(capacity: usize, window: usize, repeating: bool) -> Self {
         Self {
             topics: HashMap::default(),
             entries: 0,
             capacity,
             window,
+            repeating,
+            losses: 0,
             told: HashMap::default(),
             clock: 0,
             remembered: 0,
@@ -173,9 +185,10 @@ impl Positions {
 
     /// A frame arrived on `topic`.
     pub(crate) fn judge(&mut self, topic: &Topic, frame: Provenance) -> (Verdict, Findings) {
-        let told = self.told.get(&frame.origin).copied().unwrap_or_default();
+        let told = self.told_before(frame.origin, frame.seq);
         let window =
             if self.remembered < MAX_REMEMBERED { self.window } else { self.window.min(SMALL_WINDOW) };
+        let repeating = self.repeating;
         let mut findings = Findings::default();
         let Some(position) = self.find(topic, frame.origin) else {
             // A late joiner starts at the first predecessor it sees.
@@ -185,14 +198,17 @@ impl Positions {
         let before = position.seen.len();
         let mut hole = None;
         let place = if frame.seq > position.last {
-            if frame.prev > position.last && !told.covers(position.last, frame.prev) {
+            let told = told.covers(position.last, frame.prev) || position.lost;
+            if frame.prev > position.last && !told {
                 hole = Some(position.last);
             }
             position.last = frame.seq;
+            position.lost = false;
             before
         } else {
             match position.seen.binary_search(&frame.seq) {
                 Ok(_) => return (Verdict::Repeat, findings),
+                Err(0) if repeating && before > 0 => return (Verdict::Repeat, findings),
                 Err(place) => place,
             }
         };
@@ -217,7 +233,7 @@ impl Positions {
 
     /// A beat of `origin`, published after its frame `beat_seq`, announced that its last frame on `topic` is `seq`.
     pub(crate) fn announced(&mut self, topic: &Topic, origin: NodeId, seq: u64, beat_seq: u64) -> Findings {
-        let told = self.told.get(&origin).copied().unwrap_or_default();
+        let told = self.told_before(origin, beat_seq.saturating_add(1));
         let mut findings = Findings::default();
         let Some(position) = self.find(topic, origin) else {
             findings.evicted = self.insert(topic, origin, seq, None);
@@ -231,15 +247,31 @@ impl Positions {
             // Still behind what an earlier beat announced: it had a whole beat's time to arrive.
             Some((suspected, through)) if position.last < suspected => {
                 let after = position.last;
+                let told = told.covers(after, suspected) || std::mem::take(&mut position.lost);
                 position.last = suspected;
                 position.suspect = (suspected < seq).then_some((seq, beat_seq));
-                if !told.covers(after, suspected) && !self.starts_anew(topic, origin) {
+                if !told && !self.starts_anew(topic, origin) {
                     findings.gap = Some(self.tell(topic, origin, after, through.max(suspected)));
                 }
             }
             _ => position.suspect = Some((seq, beat_seq)),
         }
         findings
+    }
+
+    /// What was told of `origin`, of which the number `seq` has come: what the bus lost before that is in it, for it said
+    /// so; what is lost from then on is not.
+    fn told_before(&mut self, origin: NodeId, seq: u64) -> Told {
+        let losses = self.losses;
+        if let Some(told) = self.told.get(&origin).filter(|told| told.losses == losses) {
+            return *told;
+        }
+        if losses == 0 {
+            return Told::default();
+        }
+        let told = self.told.entry(origin).or_default();
+        *told = Told { losses, ..told.widen(0, seq.saturating_sub(1)) };
+        *told
     }
 
     fn tell(&mut self, topic: &Topic, origin: NodeId, after: u64, through: u64) -> Gap {
@@ -261,6 +293,20 @@ impl Positions {
             self.remembered -= numbers(&positions);
             if self.freed.len() < self.capacity {
                 self.freed.insert(topic.clone(), Freed::default());
+            }
+        }
+    }
+
+    /// The bus told of a loss, of these topics or of any: the hole that the next frame of each origin shows is no news. One
+    /// that opens later is, however long a topic was quiet in between.
+    pub(crate) fn lost(&mut self, topics: Option<&[Topic]>) {
+        let Some(topics) = topics else {
+            self.losses += 1;
+            return;
+        };
+        for topic in topics {
+            for (_, position) in self.topics.get_mut(topic).into_iter().flatten() {
+                position.lost = true;
             }
         }
     }
@@ -319,7 +365,8 @@ impl Positions {
 
     fn insert(&mut self, topic: &Topic, origin: NodeId, last: u64, seen: Option<u64>) -> u64 {
         let evicted = if self.entries >= self.capacity { self.evict() } else { 0 };
-        let position = Position { last, seen: seen.into_iter().collect(), suspect: None, used: self.clock };
+        let seen_now = seen.into_iter().collect();
+        let position = Position { last, seen: seen_now, suspect: None, lost: false, used: self.clock };
         match self.topics.get_mut(topic) {
             Some(positions) => positions.push((origin, position)),
             None => {
@@ -361,7 +408,7 @@ mod tests {
     }
 
     fn positions() -> Positions {
-        Positions::new(100, 64)
+        Positions::new(100, 64, false)
     }
 
     #[test]
@@ -418,7 +465,7 @@ mod tests {
 
     #[test]
     fn windows_are_bounded() {
-        let mut positions = Positions::new(16, 64);
+        let mut positions = Positions::new(16, 64, false);
         for seq in 1..1_000 {
             positions.judge(&topic(&format!("t{}", seq % 40)), frame(seq, 0));
             positions.judge(&topic("busy"), frame(seq, 0));
@@ -443,6 +490,62 @@ mod tests {
         assert_eq!(positions.judge(&topic("a"), frame(2, 1)).0, Verdict::Repeat);
         assert_eq!(positions.judge(&topic("a"), frame(3, 2)).0, Verdict::Accept);
         assert_eq!(positions.judge(&topic("a"), frame(3, 2)).0, Verdict::Repeat);
+    }
+
+    #[test]
+    fn on_a_bus_that_repeats_nothing_older_than_the_window_is_news() {
+        let mut positions = Positions::new(100, 64, true);
+        positions.announced(&topic("a"), A, 10, 11);
+        assert_eq!(positions.judge(&topic("a"), frame(10, 9)).0, Verdict::Accept, "it was on its way");
+        assert_eq!(positions.judge(&topic("a"), frame(9, 8)).0, Verdict::Repeat, "from before we were there");
+        for seq in (12..1_000).step_by(2) {
+            positions.judge(&topic("a"), frame(seq, seq - 2));
+        }
+        for seq in 10..1_000 {
+            let missed = seq % 2 == 1 && seq > 1_000 - 2 * 64;
+            let verdict = if missed { Verdict::Accept } else { Verdict::Repeat };
+            assert_eq!(positions.judge(&topic("a"), frame(seq, 0)).0, verdict, "{seq}");
+        }
+    }
+
+    #[test]
+    fn a_loss_that_the_bus_told_is_not_told_again() {
+        for topics in [None, Some([topic("a")])] {
+            let mut positions = positions();
+            let both = |positions: &mut Positions, seq, prev| {
+                let gap = positions.judge(&topic("a"), frame(seq, prev)).1.gap;
+                (gap.is_some(), positions.judge(&topic("b"), frame(seq + 1, prev + 1)).1.gap.is_some())
+            };
+            both(&mut positions, 1, 0);
+            positions.lost(topics.as_ref().map(<[Topic; 1]>::as_slice));
+            let b_told = topics.is_none();
+            assert_eq!(both(&mut positions, 5, 3), (false, !b_told));
+            assert!(both(&mut positions, 9, 7).0, "a new loss");
+            positions.lost(topics.as_ref().map(<[Topic; 1]>::as_slice));
+            assert_eq!(positions.announced(&topic("a"), A, 20, 21).gap, None);
+            assert_eq!(positions.announced(&topic("a"), A, 20, 24).gap, None, "told");
+            positions.announced(&topic("a"), A, 30, 31);
+            assert!(positions.announced(&topic("a"), A, 30, 34).gap.is_some(), "a new loss");
+        }
+    }
+
+    #[test]
+    fn a_loss_on_a_quiet_topic_long_after_one_that_the_bus_told_is_told() {
+        for heard_by_a_beat in [false, true] {
+            let mut positions = positions();
+            positions.judge(&topic("quiet"), frame(1, 0));
+            positions.judge(&topic("busy"), frame(2, 0));
+            positions.lost(None);
+            // The origin is heard again: what the bus lost was sent before this.
+            if heard_by_a_beat {
+                assert_eq!(positions.announced(&topic("busy"), A, 2, 5), Findings::default());
+            } else {
+                assert_eq!(positions.judge(&topic("busy"), frame(6, 4)).1.gap, None, "told by the bus");
+            }
+            // 8 on `quiet` is lost later, and not by the bus.
+            let gap = positions.judge(&topic("quiet"), frame(9, 8)).1.gap;
+            assert!(gap.is_some_and(|gap| gap.through == 8), "{heard_by_a_beat}");
+        }
     }
 
     #[test]
@@ -477,7 +580,7 @@ mod tests {
 
     #[test]
     fn tables_are_bounded_and_eviction_never_drops_a_frame() {
-        let mut positions = Positions::new(16, 64);
+        let mut positions = Positions::new(16, 64, false);
         let mut numbering = Numbering::new(16);
         let mut evicted = (0, 0);
         for number in 0..1_000 {

@@ -60,9 +60,11 @@ enum End {
 impl Supervisor {
     pub(super) fn new(node: Arc<Node>, bus: Arc<dyn Bus>, stop: watch::Receiver<bool>) -> Self {
         let capabilities = bus.capabilities();
-        let window = if capabilities.repeats || capabilities.resume { WINDOW_REPEATING } else { WINDOW };
+        let repeating = capabilities.repeats || capabilities.resume;
+        let window = if repeating { WINDOW_REPEATING } else { WINDOW };
         let numbering = Numbering::new(node.config.tracked_positions);
-        Self { pump: Pump::new(node.clone(), window), node, bus, stop, numbering, attempt: 0, was_up: false }
+        let pump = Pump::new(node.clone(), window, repeating);
+        Self { pump, node, bus, stop, numbering, attempt: 0, was_up: false }
     }
 
     pub(super) fn node(&self) -> &Arc<Node> {
@@ -76,11 +78,13 @@ impl Supervisor {
         self.node.health.send_modify(|health| health.attempts = attempts);
         let topics = self.node.interest.lock().wanted();
         let deadline = self.node.config.connect_timeout;
+        // A bus that resumes may repeat; without provenance nobody could tell the repeats, and clients would see them.
+        let tells_repeats = self.node.wire.provenance() || !self.bus.capabilities().repeats;
         let attach = Attach {
             node: self.node.id,
             attempt: self.attempt,
             topics: &topics,
-            resume: self.pump.position.as_ref(),
+            resume: self.pump.position.as_ref().filter(|_| tells_repeats),
             deadline,
             heartbeat: self.node.config.heartbeat,
         };

@@ -116,6 +116,10 @@ fn name(url: &str) -> String {
         "memory" => EMBEDDED.to_owned(),
         "redis" => "Redis".to_owned(),
         "rediss" => "Redis over TLS".to_owned(),
+        "postgres" | "postgresql" => "PostgreSQL".to_owned(),
+        "mysql" | "mariadb" => "MySQL or MariaDB".to_owned(),
+        "sqlite" => "a file of SQLite".to_owned(),
+        "mssql" | "sqlserver" => "SQL Server".to_owned(),
         other => other.to_owned(),
     }
 }

@@ -16,7 +16,7 @@ pub(crate) const PUBLISHER: &str = "publisher";
 pub(crate) const SUBSCRIBER: &str = "subscriber";
 
 /// What flows before the subscriber measures, and after.
-const WARM_UP: Duration = Duration::from_millis(300);
+pub(crate) const WARM_UP: Duration = Duration::from_millis(300);
 
 /// The group, and the channel that the bare loop uses: the one that ours has for the group.
 const GROUP: &str = "bench";
@@ -35,8 +35,8 @@ pub(crate) struct Task {
 /// What the publisher found.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Sent {
-    messages: u64,
-    processor: Duration,
+    pub(crate) messages: u64,
+    pub(crate) processor: Duration,
 }
 
 /// What the subscriber found.
@@ -48,6 +48,26 @@ pub(crate) struct Received {
     complaint: Option<String>,
     /// p50 and p99 in microseconds, of a paced flow.
     latencies: Option<(f64, f64)>,
+}
+
+impl Received {
+    /// What stands in the ledger of a flow that has ended, and what it took to read it.
+    pub(crate) fn of(mut ledger: Ledger, processor: Duration, paced: bool) -> Result<Self> {
+        let latencies = match paced {
+            false => None,
+            true => Some((
+                ledger.latency(0.50).ok_or("nothing arrived while it was measured")?,
+                ledger.latency(0.99).ok_or("nothing arrived while it was measured")?,
+            )),
+        };
+        Ok(Self {
+            messages: ledger.received(),
+            processor,
+            rate: ledger.rate().ok_or("the flow ended before it was measured")?,
+            complaint: ledger.complaint(),
+            latencies,
+        })
+    }
 }
 
 /// One round.
@@ -68,19 +88,30 @@ pub(crate) struct Round {
 /// Runs one round; whatever was lost is an error.
 pub(crate) async fn round(redis: &Redis, side: Side, measured: Duration, pace: Option<u32>) -> Result<Round> {
     let task = Task { url: redis.url(), side, measured, pace };
-    let mut subscriber = Part::start(SUBSCRIBER, &task).await?;
-    let mut publisher = Part::start(PUBLISHER, &task).await?;
-    let broker = machine::processor_time_of(redis).await?;
+    let subscriber = Part::start(SUBSCRIBER, &task).await?;
+    let publisher = Part::start(PUBLISHER, &task).await?;
+    let round = measure(publisher, subscriber, measured, async || machine::processor_time_of(redis).await);
+    round.await.map_err(|error| format!("{side:?}: {error}").into())
+}
+
+/// Lets two parts that are ready play a round, between which stands a broker that has taken `broker_time` so far.
+pub(crate) async fn measure(
+    mut publisher: Part,
+    mut subscriber: Part,
+    measured: Duration,
+    broker_time: impl AsyncFn() -> Result<Duration>,
+) -> Result<Round> {
+    let broker = broker_time().await?;
     let (all, begun) = (machine::processor_time_of_all()?, Instant::now());
     subscriber.go().await?;
     publisher.go().await?;
     let sent: Sent = publisher.outcome(measured).await?;
     let received: Received = subscriber.outcome(measured).await?;
     let (all, elapsed) = (machine::processor_time_of_all()?.saturating_sub(all), begun.elapsed());
-    let broker = machine::processor_time_of(redis).await?.saturating_sub(broker);
+    let broker = broker_time().await?.saturating_sub(broker);
     let elsewhere = all.saturating_sub(sent.processor + received.processor + broker);
     if let Some(complaint) = received.complaint {
-        return Err(format!("{side:?}: {complaint}").into());
+        return Err(complaint.into());
     }
     let each = |time: Duration, messages: u64| time.as_secs_f64() * 1e6 / messages.max(1) as f64;
     Ok(Round {
@@ -145,18 +176,5 @@ pub(crate) async fn subscribe(task: Task, cue: Cue) -> Result<Received> {
         }
     };
     let processor = machine::processor_time()? - before;
-    let latencies = match pace {
-        None => None,
-        Some(_) => Some((
-            ledger.latency(0.50).ok_or("nothing arrived while it was measured")?,
-            ledger.latency(0.99).ok_or("nothing arrived while it was measured")?,
-        )),
-    };
-    Ok(Received {
-        messages: ledger.received(),
-        processor,
-        rate: ledger.rate().ok_or("the flow ended before it was measured")?,
-        complaint: ledger.complaint(),
-        latencies,
-    })
+    Received::of(ledger, processor, pace.is_some())
 }

@@ -18,6 +18,7 @@ mod options;
 mod part;
 mod payload;
 mod reconnect;
+mod sql;
 mod table;
 mod throughput;
 
@@ -82,6 +83,7 @@ async fn run(options: &Options) -> Result<ExitCode> {
             Benchmark::FanOut => fanout::flat_out(&redis, options).await?,
             Benchmark::FanOutLatency => fanout::paced(&redis, options).await?,
             Benchmark::Idle => idle::run(options).await?,
+            Benchmark::Sql => sql::run(options).await?,
         });
         println!();
     }
@@ -109,6 +111,9 @@ async fn play(name: String, task: String) -> Result<()> {
         fanout::OUR_SERVER => part::play(task, fanout::hub::serve).await,
         idle::SERVER => part::play(task, idle::serve).await,
         idle::CLIENTS => part::play(task, idle::connect).await,
+        sql::flow::PUBLISHER => part::play(task, sql::flow::publish).await,
+        sql::flow::SUBSCRIBER => part::play(task, sql::flow::subscribe).await,
+        sql::idle::NODES => part::play(task, sql::idle::stay).await,
         unknown => Err(format!("there is no part {unknown}").into()),
     }
 }

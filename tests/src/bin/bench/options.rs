@@ -13,10 +13,11 @@ pub(crate) enum Benchmark {
     FanOut,
     FanOutLatency,
     Idle,
+    Sql,
 }
 
 impl Benchmark {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Throughput,
         Self::Latency,
         Self::Joins,
@@ -25,6 +26,7 @@ impl Benchmark {
         Self::FanOut,
         Self::FanOutLatency,
         Self::Idle,
+        Self::Sql,
     ];
 
     fn name(self) -> &'static str {
@@ -37,6 +39,7 @@ impl Benchmark {
             Self::FanOut => "fan-out",
             Self::FanOutLatency => "fan-out-latency",
             Self::Idle => "idle",
+            Self::Sql => "sql",
         }
     }
 }

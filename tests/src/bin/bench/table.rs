@@ -104,6 +104,8 @@ pub(crate) enum Bound {
     RateAtLeast(f64),
     /// A time, which depends on the machine: fails above five times.
     TimeAtMost(f64),
+    /// Milliseconds, which depend on the machine: fails above five times.
+    MillisecondsAtMost(f64),
     /// A count: fails above it.
     CountAtMost(f64),
 }
@@ -112,7 +114,10 @@ impl Bound {
     fn is_kept(self, figure: f64) -> bool {
         match self {
             Self::RatioAtLeast(bound) | Self::RateAtLeast(bound) => figure >= bound,
-            Self::RatioAtMost(bound) | Self::TimeAtMost(bound) | Self::CountAtMost(bound) => figure <= bound,
+            Self::RatioAtMost(bound)
+            | Self::TimeAtMost(bound)
+            | Self::MillisecondsAtMost(bound)
+            | Self::CountAtMost(bound) => figure <= bound,
         }
     }
 
@@ -123,6 +128,7 @@ impl Bound {
             Self::RatioAtMost(bound) => Self::RatioAtMost(bound * 2.0),
             Self::RateAtLeast(bound) => Self::RateAtLeast(bound / 5.0),
             Self::TimeAtMost(bound) => Self::TimeAtMost(bound * 5.0),
+            Self::MillisecondsAtMost(bound) => Self::MillisecondsAtMost(bound * 5.0),
             Self::CountAtMost(bound) => Self::CountAtMost(bound),
         }
     }
@@ -135,6 +141,7 @@ impl fmt::Display for Bound {
             Self::RatioAtMost(bound) => write!(f, "at most {bound:.2}"),
             Self::RateAtLeast(bound) => write!(f, "at least {}/s", thousands(*bound, 0)),
             Self::TimeAtMost(bound) => write!(f, "at most {bound:.2} s"),
+            Self::MillisecondsAtMost(bound) => write!(f, "at most {bound:.2} ms"),
             Self::CountAtMost(bound) => write!(f, "at most {}", thousands(*bound, 0)),
         }
     }
@@ -163,7 +170,10 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { what, figure, bound } = self;
         let decimals = match bound {
-            Bound::RatioAtLeast(_) | Bound::RatioAtMost(_) | Bound::TimeAtMost(_) => 3,
+            Bound::RatioAtLeast(_)
+            | Bound::RatioAtMost(_)
+            | Bound::TimeAtMost(_)
+            | Bound::MillisecondsAtMost(_) => 3,
             Bound::RateAtLeast(_) | Bound::CountAtMost(_) => 0,
         };
         write!(f, "{what}: {}, bound {bound}: ", thousands(*figure, decimals))?;

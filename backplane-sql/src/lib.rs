@@ -1,0 +1,74 @@
+//! The SQL bus of the backplane: a retained, ordered log in a database that every node follows by polling, woken early
+//! where the database can push. Because the log keeps what it carried, a node that lost its connection resumes without
+//! loss.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use backplane_core::{Router, RouterConfig};
+//! use backplane_sql::SqlBus;
+//!
+//! # async fn open() -> backplane_core::Result<()> {
+//! let bus = SqlBus::from_url("postgres://app:secret@db.internal/app?retention=2m")?;
+//! let node = Router::open(Arc::new(bus), RouterConfig::default()).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # What it promises
+//! - **Order** is kept per publisher; with `order=total` all nodes see one order, at the price of one commit at a time.
+//! - **No loss in silence.** Every row after the beginning of a link is delivered, however late it was committed. What can
+//!   no longer be delivered is told as [`Lost`](backplane_core::Delivery::Lost): behind `retention`, after a restore, a
+//!   truncation or a reinstallation, or when rows were deleted by somebody else.
+//! - **Resume.** A link that is given a position of an earlier one continues there, if the row it stands on is still there.
+//!   Frames around it may repeat; the router drops repeats.
+//! - **Nobody waits for a stranger.** A transaction that somebody holds open does not stop delivery, and writers do not
+//!   wait for each other unless `order=total`.
+//! - **A dead or frozen database** ends the link within the heartbeat bound: a statement may take half of it, and a look is
+//!   due each quarter of it at least.
+//! - **Memory is bounded.** While more than `max_undelivered` waits for whoever polls `inbound`, nothing is read; the log
+//!   keeps it. A look asks for as many rows, 1,024 at most, as should bring half of that by what the rows before them were
+//!   like: when frames grow a thousandfold from one moment to the next, the first look at them brings more.
+//!
+//! # URL
+//! The scheme picks the database (`postgres`, `postgresql`; `mysql`, `mariadb`; `sqlite`; `mssql`, `sqlserver`), each a
+//! feature of this crate. Each takes these parameters and some of its own; anything else is refused by name.
+//!
+//! | parameter | meaning | default |
+//! |---|---|---|
+//! | `schema` | schema of the tables | the connection's |
+//! | `table` | what the names of the tables begin with | `backplane` |
+//! | `create` | `false`: the schema must be there | `true` |
+//! | `retention` | how long rows are kept at least | `60s` |
+//! | `retention_rows` | how many rows are kept at most | 1,000,000 |
+//! | `poll_min`, `poll_max` | shortest and longest pause between two looks | `1ms`, `300ms` |
+//! | `hole_deadline` | how long missing rows are looked for | `10s` |
+//! | `order` | `publisher` or `total` | `publisher` |
+//! | `durability` | `full` or `relaxed` | `full` |
+//! | `doorbell` | `false`: only polling, and no ring for others | `true` |
+//! | `max_frame` | largest frame | `16MiB` |
+//! | `max_undelivered` | most bytes that wait for the reader | `16MiB` |
+//!
+//! Durations are written `500ms`, `10s`, `2m`, sizes `65536`, `64KiB`, `8MiB`, `1GiB`.
+
+mod bus;
+mod config;
+mod link;
+#[cfg(feature = "mssql")]
+mod mssql;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+#[cfg_attr(
+    not(any(test, feature = "mssql", feature = "mysql", feature = "postgres", feature = "sqlite")),
+    allow(dead_code, reason = "the seam of dialects, and none is compiled in")
+)]
+mod store;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod tls;
+mod url;
+
+pub use bus::SqlBus;
+pub use config::{Durability, LogConfig, LogOrder};

@@ -1,0 +1,220 @@
+//! What a link does while all is well.
+
+use std::time::Duration;
+
+use backplane_core::{Delivery, ErrorKind, LossReason, Outgoing, Topic};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use tokio::time::{sleep, timeout};
+
+use super::super::fake::{Bell, Commit, Fake};
+use super::{Node, frame, frames, link, next, outgoing, publish};
+use crate::store::MOST_KEYS;
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_link_costs_few_statements_and_fewer_with_a_doorbell() {
+    for (bell, bound) in [(Bell::Works, 2), (Bell::None, 5)] {
+        let fake = Fake::new(bell);
+        let mut one = link(&fake, &["a"]).await;
+        publish(&one, "a", &["x"]).await;
+        frame(&mut one).await;
+        sleep(Duration::from_secs(5)).await;
+        let before = fake.statements();
+        sleep(Duration::from_secs(60)).await;
+        let cost = fake.statements() - before;
+        assert!(cost < bound * 60, "{bell:?}: {cost} statements in a minute");
+        assert!(cost > 50, "{bell:?}: {cost} statements in a minute: is anybody looking?");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doorbell_wakes_at_once_and_without_one_polling_finds_rows() {
+    for (bell, bound) in [(Bell::Works, 2), (Bell::None, 251), (Bell::Deaf, 251)] {
+        let fake = Fake::new(bell);
+        let (mut reader, writer) = (link(&fake, &["a"]).await, link(&fake, &[]).await);
+        for round in 0..20 {
+            sleep(Duration::from_millis(1_700)).await;
+            let start = tokio::time::Instant::now();
+            publish(&writer, "a", &["x"]).await;
+            frame(&mut reader).await;
+            let took = start.elapsed().as_millis();
+            assert!(took <= bound, "{bell:?} round {round}: {took} ms");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_commit_is_delivered_when_it_comes_and_delays_nobody() {
+    let fake = Fake::new(Bell::None);
+    let (mut reader, slow, quick) =
+        (link(&fake, &["a"]).await, link(&fake, &[]).await, link(&fake, &[]).await);
+    publish(&quick, "a", &["before"]).await;
+    assert_eq!(frame(&mut reader).await.0, "before");
+    fake.with(|log| log.commit = Commit::Late);
+    let mut late = slow.sender.publish(vec![outgoing("a", "late 1"), outgoing("a", "late 2")]);
+    while fake.with(|log| log.next_id) < 4 {
+        assert!((&mut late).now_or_never().is_none());
+        sleep(Duration::from_millis(1)).await;
+    }
+    fake.with(|log| log.commit = Commit::Now);
+    publish(&quick, "a", &["after"]).await;
+    assert_eq!(frame(&mut reader).await.0, "after");
+    sleep(Duration::from_secs(3)).await;
+    fake.commit();
+    assert!(late.await.iter().all(Result::is_ok));
+    assert_eq!(frames(&mut reader, 2).await, ["late 1", "late 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_position_before_a_late_row_brings_it_to_the_next_link() {
+    let fake = Fake::new(Bell::Works);
+    let (mut node, slow, quick) = (Node::new(&fake), link(&fake, &[]).await, link(&fake, &[]).await);
+    let mut reader = node.link(&["a"], None).await;
+    fake.with(|log| log.commit = Commit::Late);
+    let late = slow.sender.publish(vec![outgoing("a", "late")]);
+    while fake.with(|log| log.next_id) < 2 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    fake.with(|log| log.commit = Commit::Now);
+    publish(&quick, "a", &["one", "two"]).await;
+    frame(&mut reader).await;
+    let (_, position) = frame(&mut reader).await;
+    drop(reader);
+    fake.commit();
+    late.await;
+    let mut again = node.link(&["a"], Some(&position)).await;
+    assert!(again.resumed);
+    assert_eq!(frames(&mut again, 3).await, ["late", "one", "two"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_could_not_be_appended_right_now_come_once_and_in_order() {
+    let fake = Fake::new(Bell::None);
+    let mut one = link(&fake, &["a"]).await;
+    fake.with(|log| log.commit = Commit::Deadlock(5));
+    publish(&one, "a", &["x", "y"]).await;
+    publish(&one, "a", &["z"]).await;
+    assert_eq!(frames(&mut one, 3).await, ["x", "y", "z"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_queued_becomes_one_statement_up_to_its_bounds() {
+    let fake = Fake::new(Bell::None);
+    let mut one = link(&fake, &["a"]).await;
+    sleep(Duration::from_secs(1)).await;
+    let before = fake.statements();
+    let accepted: Vec<_> = (0..512).map(|_| one.sender.publish(vec![outgoing("a", "x")])).collect();
+    futures::future::join_all(accepted).await;
+    let cost = fake.statements() - before;
+    assert!(cost <= 4, "{cost} statements for 512 frames");
+    // Larger than a statement should be, they still pass.
+    let large = Bytes::from(vec![7; 3 << 20]);
+    let batch = (0..4).map(|_| Outgoing { topic: Topic::from("a"), frame: large.clone() }).collect();
+    assert!(one.sender.publish(batch).await.iter().all(Result::is_ok));
+    frames(&mut one, 512).await;
+    for _ in 0..4 {
+        assert!(matches!(next(&mut one).await, Some(Ok(Delivery::Frame { frame, .. })) if frame == large));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_frames_keep_their_place_among_the_outcomes() {
+    let fake = Fake::new(Bell::None);
+    let mut one = link(&fake, &["a"]).await;
+    assert_eq!(one.limits.max_frame, 4 << 20);
+    let large = Outgoing { topic: Topic::from("a"), frame: Bytes::from(vec![0; (4 << 20) + 1]) };
+    let outcomes = one.sender.publish(vec![outgoing("a", "x"), large, outgoing("a", "y")]).await;
+    assert!(outcomes[0].is_ok() && outcomes[2].is_ok());
+    assert_eq!(outcomes[1].as_ref().unwrap_err().kind(), ErrorKind::TooLarge);
+    assert_eq!(frames(&mut one, 2).await, ["x", "y"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_topics_than_fit_a_statement_are_read_all_the_same() {
+    let fake = Fake::new(Bell::Works);
+    let topics: Vec<String> = (0..3 * MOST_KEYS).map(|number| format!("t{number}")).collect();
+    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+    let (mut reader, writer) = (link(&fake, &names).await, link(&fake, &[]).await);
+    for topic in &names {
+        publish(&writer, topic, &[topic]).await;
+        publish(&writer, "other", &["unwanted"]).await;
+    }
+    assert_eq!(frames(&mut reader, names.len()).await, names);
+    // With fewer topics they stand in the statement again.
+    let some: Vec<Topic> = topics[MOST_KEYS..].iter().map(|name| Topic::from(name.as_str())).collect();
+    reader.sender.unsubscribe(&some).await.unwrap();
+    publish(&writer, names[MOST_KEYS], &["unwanted"]).await;
+    publish(&writer, names[0], &["wanted"]).await;
+    assert_eq!(frame(&mut reader).await.0, "wanted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_frame_is_not_read_again_with_every_look() {
+    let fake = Fake::new(Bell::None);
+    let mut one = link(&fake, &["a"]).await;
+    let large = Outgoing { topic: Topic::from("a"), frame: Bytes::from(vec![7; 1 << 20]) };
+    assert!(one.sender.publish(vec![large]).await[0].is_ok());
+    assert!(next(&mut one).await.unwrap().is_ok());
+    sleep(Duration::from_secs(2)).await;
+    publish(&one, "a", &["x", "y"]).await;
+    assert_eq!(frames(&mut one, 2).await, ["x", "y"]);
+    fake.with(|log| log.rows.clear());
+    assert_eq!(super::loss(&mut one).await, LossReason::Reset);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_not_polled_rests_and_misses_nothing() {
+    let fake = Fake::new(Bell::Works);
+    let (mut reader, writer) = (link(&fake, &["a"]).await, link(&fake, &[]).await);
+    let frame = Bytes::from(vec![1; 1 << 20]);
+    for _ in 0..40 {
+        let sent = vec![Outgoing { topic: Topic::from("a"), frame: frame.clone() }];
+        assert!(writer.sender.publish(sent).await[0].is_ok());
+    }
+    sleep(Duration::from_secs(5)).await;
+    let before = fake.statements();
+    sleep(Duration::from_secs(5)).await;
+    // Keepers and the writer's own reader go on.
+    assert!(fake.statements() - before < 12);
+    // Changes of interest are heard all the same.
+    reader.sender.subscribe(&[Topic::from("b")]).await.unwrap();
+    for _ in 0..40 {
+        assert!(matches!(next(&mut reader).await, Some(Ok(Delivery::Frame { .. }))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_and_dropping_leave_no_connection_behind() {
+    let fake = Fake::new(Bell::Works);
+    let one = link(&fake, &["a"]).await;
+    let accepted: Vec<_> = (0..2_000).map(|_| one.sender.publish(vec![outgoing("a", "x")])).collect();
+    one.sender.close().await.unwrap();
+    fake.until_connections(0).now_or_never().expect("close returned: it is freed");
+    for outcome in futures::future::join_all(accepted).await {
+        assert!(outcome[0].is_ok(), "accepted before it was closed");
+    }
+    let two = link(&fake, &["a"]).await;
+    fake.freeze(true);
+    let accepted = two.sender.publish(vec![outgoing("a", "x")]);
+    drop(two.inbound);
+    timeout(Duration::from_secs(1), fake.until_connections(0)).await.expect("freed though nothing moves");
+    assert_eq!(accepted.await[0].as_ref().unwrap_err().kind(), ErrorKind::Closed);
+    two.sender.close().await.unwrap();
+    fake.freeze(false);
+    let mut three = link(&fake, &["a"]).await;
+    drop(three.sender);
+    sleep(Duration::from_secs(3)).await;
+    let four = link(&fake, &[]).await;
+    let accepted = four.sender.publish(vec![outgoing("a", "still read")]);
+    assert!(accepted.await[0].is_ok());
+    assert_eq!(frame_of(&mut three.inbound).await, "still read");
+}
+
+async fn frame_of(
+    inbound: &mut futures::stream::BoxStream<'static, backplane_core::Result<Delivery>>,
+) -> String {
+    match timeout(super::WAIT, futures::StreamExt::next(inbound)).await {
+        Ok(Some(Ok(Delivery::Frame { frame, .. }))) => String::from_utf8(frame.to_vec()).unwrap(),
+        other => panic!("not a frame: {other:?}"),
+    }
+}

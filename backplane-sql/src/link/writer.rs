@@ -1,0 +1,186 @@
+//! The task that appends: merges what is queued into statements, one in flight, and rings.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backplane_core::{Error, ErrorKind, Result};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::shared::{Batch, Ending, Phase, Shared, reached};
+use super::{topic_key, within};
+use crate::store::{Row, Writer, WriterId};
+
+/// Most rows of a statement, and most bytes of frames; a single larger row passes.
+const MOST_ROWS: usize = 512;
+const MOST_BYTES: usize = 1 << 20;
+/// Shortest time between two rings.
+const RING_EVERY: Duration = Duration::from_millis(1);
+/// First pause before rows are appended again that the database could not take right now, doubling up to the second.
+const AGAIN_MIN: Duration = Duration::from_millis(1);
+const AGAIN_MAX: Duration = Duration::from_millis(50);
+
+/// See the module.
+pub(super) struct WriterTask {
+    writer: Box<dyn Writer>,
+    id: WriterId,
+    shared: Arc<Shared>,
+    /// How long a statement may take, repetitions included.
+    patience: Duration,
+    /// What is not answered yet, in order.
+    batches: VecDeque<Batch>,
+    rows: Vec<Row>,
+    seq: i64,
+    rings: bool,
+    rang: Option<Instant>,
+    /// When to ring for what was appended.
+    ring_at: Option<Instant>,
+}
+
+impl WriterTask {
+    /// `rings`: others may listen.
+    pub(super) fn new(
+        writer: Box<dyn Writer>,
+        id: WriterId,
+        shared: Arc<Shared>,
+        patience: Duration,
+        rings: bool,
+    ) -> Self {
+        Self {
+            writer,
+            id,
+            shared,
+            patience,
+            batches: VecDeque::new(),
+            rows: Vec::new(),
+            seq: 0,
+            rings,
+            rang: None,
+            // Once for ourselves: so we learn whether our doorbell works.
+            ring_at: rings.then(Instant::now),
+        }
+    }
+
+    /// Runs until the link ends, and ends it when the writer fails or, closing, is done.
+    pub(super) async fn run(mut self, mut watch: watch::Receiver<Phase>) {
+        let mut closing = watch.clone();
+        let ending = Ending(self.shared.clone());
+        let how = tokio::select! {
+            biased;
+            () = reached(&mut watch, Phase::Ended) => None,
+            how = self.serve(&mut closing) => Some(how),
+        };
+        let error = how.as_ref().and_then(|how| how.as_ref().err());
+        let gone = error.map(|error| {
+            Error::new(ErrorKind::Unavailable, "publish")
+                .with_context("the link was lost")
+                .with_source(error.clone())
+        });
+        let unknown = gone.clone().map(Error::with_outcome_unknown);
+        for batch in self.batches.drain(..) {
+            self.shared.answer(batch, unknown.as_ref(), gone.as_ref());
+        }
+        if let Some(how) = how {
+            self.shared.end(how);
+        }
+        // `watch` and `closing` go last: then the connection is gone.
+        drop(self);
+        drop(ending);
+        drop((watch, closing));
+    }
+
+    async fn serve(&mut self, watch: &mut watch::Receiver<Phase>) -> Result<()> {
+        let shared = self.shared.clone();
+        loop {
+            // Before the queue is looked at: what is queued until then is taken.
+            let closing = *watch.borrow_and_update() >= Phase::Closing;
+            shared.take(&mut self.batches);
+            self.fill();
+            if !self.rows.is_empty() {
+                self.append().await?;
+                self.settle();
+                if self.rings {
+                    let earliest = self.rang.map_or_else(Instant::now, |rang| rang + RING_EVERY);
+                    self.ring_at.get_or_insert(earliest);
+                }
+            }
+            if self.ring_at.is_some_and(|at| closing || at <= Instant::now()) {
+                self.ring().await?;
+            }
+            if !self.batches.is_empty() {
+                continue;
+            }
+            if closing {
+                return Ok(());
+            }
+            let ring_at = self.ring_at;
+            tokio::select! {
+                () = shared.queued.notified() => {}
+                () = async { sleep_until(ring_at.expect("guarded")).await }, if ring_at.is_some() => {}
+                () = reached(watch, Phase::Closing) => {}
+            }
+        }
+    }
+
+    /// Numbers the rows of the next statement.
+    fn fill(&mut self) {
+        let mut bytes = 0;
+        for batch in &mut self.batches {
+            while let Some(outgoing) = batch.frames.as_slice().first() {
+                let size = outgoing.frame.len();
+                if !self.rows.is_empty() && (self.rows.len() >= MOST_ROWS || bytes + size > MOST_BYTES) {
+                    return;
+                }
+                bytes += size;
+                let Some(outgoing) = batch.frames.next() else { break };
+                batch.in_flight += 1;
+                self.seq += 1;
+                let key = topic_key(outgoing.topic.as_bytes());
+                self.rows.push(Row { seq: self.seq, topic: outgoing.topic, key, frame: outgoing.frame });
+            }
+        }
+    }
+
+    /// Appends the rows, again and again while the database cannot take them right now.
+    async fn append(&mut self) -> Result<()> {
+        let (writer, id, rows) = (&mut self.writer, self.id, &self.rows);
+        let appended = async {
+            let mut pause = AGAIN_MIN;
+            loop {
+                match writer.append(id, rows).await {
+                    Err(error) if error.kind() == ErrorKind::Overloaded => {
+                        tracing::debug!(%error, rows = rows.len(), "rows could not be appended right now");
+                    }
+                    outcome => return outcome,
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(AGAIN_MAX);
+            }
+        };
+        within(self.patience, "append", appended).await
+    }
+
+    /// The statement is committed.
+    fn settle(&mut self) {
+        self.rows.clear();
+        for batch in &mut self.batches {
+            if batch.in_flight == 0 {
+                break;
+            }
+            batch.accepted += std::mem::take(&mut batch.in_flight);
+        }
+        while self.batches.front().is_some_and(|batch| batch.frames.len() == 0) {
+            if let Some(batch) = self.batches.pop_front() {
+                self.shared.answer(batch, None, None);
+            }
+        }
+    }
+
+    async fn ring(&mut self) -> Result<()> {
+        self.ring_at = None;
+        within(self.patience, "ring", self.writer.ring()).await?;
+        self.rang = Some(Instant::now());
+        Ok(())
+    }
+}

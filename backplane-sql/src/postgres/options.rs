@@ -1,0 +1,143 @@
+//! What the URL says about the server, and how to connect to it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use backplane_core::Result;
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+use crate::url::{Parameters, invalid};
+
+/// Where the server is, and how to talk to it.
+#[derive(Clone)]
+pub(super) struct Settings {
+    /// Without options of the session: a pooler would refuse them.
+    pub(super) plain: PgConnectOptions,
+    /// Where to listen instead, past a pooler.
+    pub(super) listen: Option<PgConnectOptions>,
+    /// Whether statements may be prepared. `None`: unless a pooler lends the sessions.
+    pub(super) prepared: Option<bool>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = |options: &PgConnectOptions| {
+            format!(
+                "{}:{}/{}",
+                options.get_host(),
+                options.get_port(),
+                options.get_database().unwrap_or_default()
+            )
+        };
+        f.debug_struct("Settings")
+            .field("at", &place(&self.plain))
+            .field("listen", &self.listen.as_ref().map(place))
+            .field("prepared", &self.prepared)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// Takes the parameters that belong to PostgreSQL; `url` is what stands before them.
+    pub(super) fn read(url: &str, rest: &mut Parameters) -> Result<Self> {
+        let application = rest.take("application_name").unwrap_or_else(|| "backplane".to_owned());
+        let mut prepared = true;
+        let was_given = rest.take("prepared");
+        if let Some(text) = &was_given {
+            prepared =
+                text.parse().map_err(|_| invalid("the parameter `prepared` must be `true` or `false`"))?;
+        }
+        let tls = Tls::read(rest)?;
+        let listen = rest
+            .take("listen_url")
+            .map(|listen| {
+                if listen.contains(['?', '#']) {
+                    return Err(invalid("`listen_url` takes no parameters: it has those of the URL"));
+                }
+                connect_options(&listen, &tls, &application, "`listen_url`")
+            })
+            .transpose()?;
+        let plain = connect_options(url, &tls, &application, "the URL")?;
+        Ok(Self { plain, listen, prepared: was_given.map(|_| prepared) })
+    }
+
+    /// How the listening connection is made.
+    pub(super) fn listening(&self) -> PgConnectOptions {
+        self.listen.clone().unwrap_or_else(|| self.plain.clone())
+    }
+}
+
+fn connect_options(url: &str, tls: &Tls, application: &str, what: &str) -> Result<PgConnectOptions> {
+    // The error's own words could hold a piece of the URL, and that a password.
+    let wrong = || invalid(format!("{what} is not of the form postgres://user:password@host:5432/database"));
+    // A scheme is the same in capital letters (RFC 3986, section 3.1), but not to the driver.
+    let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
+    if !["postgres", "postgresql"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+        return Err(wrong());
+    }
+    let authority = rest.split('/').next().unwrap_or_default();
+    if authority.rsplit('@').next().is_some_and(|host| host.contains(',')) {
+        return Err(invalid(format!("{what} names several servers; one is needed, the primary")));
+    }
+    let options = PgConnectOptions::from_str(&format!("postgres://{rest}")).map_err(|_| wrong())?;
+    Ok(tls
+        .apply(options)
+        .application_name(application)
+        // Not used, and poolers refuse it.
+        .extra_float_digits(None)
+        // Statements can hold frames.
+        .disable_statement_logging())
+}
+
+/// The parameters about TLS, each as libpq understands it.
+#[derive(Clone, Debug, Default)]
+struct Tls {
+    mode: Option<PgSslMode>,
+    root: Option<String>,
+    certificate: Option<String>,
+    key: Option<String>,
+}
+
+impl Tls {
+    fn read(rest: &mut Parameters) -> Result<Self> {
+        let mode = match rest.take("sslmode").as_deref() {
+            None => None,
+            Some("disable") => Some(PgSslMode::Disable),
+            Some("prefer") => Some(PgSslMode::Prefer),
+            Some("require") => Some(PgSslMode::Require),
+            Some("verify-ca") => Some(PgSslMode::VerifyCa),
+            Some("verify-full") => Some(PgSslMode::VerifyFull),
+            Some(_) => {
+                return Err(invalid(
+                    "the parameter `sslmode` must be `disable`, `prefer`, `require`, `verify-ca` or `verify-full`",
+                ));
+            }
+        };
+        let (root, certificate, key) = (rest.take("sslrootcert"), rest.take("sslcert"), rest.take("sslkey"));
+        if certificate.is_some() != key.is_some() {
+            return Err(invalid("`sslcert` and `sslkey` must be given together"));
+        }
+        Ok(Self { mode, root, certificate, key })
+    }
+
+    fn apply(&self, mut options: PgConnectOptions) -> PgConnectOptions {
+        if let Some(mode) = self.mode {
+            options = options.ssl_mode(mode);
+        }
+        let verifies = |mode| matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+        if let Some(root) = &self.root {
+            options = options.ssl_root_cert(root);
+            if matches!(options.get_ssl_mode(), PgSslMode::Require) {
+                // As libpq: who names an authority wants it to be asked.
+                options = options.ssl_mode(PgSslMode::VerifyCa);
+            }
+        } else if verifies(options.get_ssl_mode()) && std::env::var_os("PGSSLROOTCERT").is_none() {
+            options = options.ssl_root_cert_from_pem(crate::tls::roots_of_this_machine());
+        }
+        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
+            options = options.ssl_client_cert(certificate).ssl_client_key(key);
+        }
+        options
+    }
+}

@@ -31,7 +31,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::NodeId;
 use crate::topic::{Topic, TopicSyntax};
 
@@ -117,6 +117,13 @@ pub trait LinkSender: Debug + Send + Sync + 'static {
     /// Ends the link in order and frees it on the broker (B7). Idempotent. Dropping [`Link::inbound`] does the same
     /// without waiting.
     async fn close(&self) -> Result<()>;
+
+    /// Why the broker takes no frames now although the link lives, such as an alarm that blocks whoever publishes. Asks
+    /// nobody. While there is a reason, publishes fail with it and deliveries go on; the router shows it in
+    /// [`Health`](crate::Health), sends no beats and does not miss its own. Default: none.
+    fn impediment(&self) -> Option<Error> {
+        None
+    }
 }
 
 /// One frame to publish.

@@ -15,13 +15,21 @@ pub struct Health {
     /// Whether the wire format lets this node remove repeats and prove gaps. Without it (`aspnetcore`) only what the
     /// bus itself tells is known to be lost.
     pub detects_loss: bool,
+    /// Why the broker takes nothing from us now although the link is up, such as an alarm of its own. Deliveries go on.
+    pub impediment: Option<Error>,
 }
 
 impl Health {
-    /// Whether sends can succeed now.
+    /// Whether sends can succeed now: the link is up, and the broker takes what we send.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        matches!(self.state, LinkState::Up)
+        matches!(self.state, LinkState::Up) && self.impediment.is_none()
+    }
+
+    /// Whether the link is up and the broker takes nothing from us.
+    #[must_use]
+    pub fn is_impeded(&self) -> bool {
+        matches!(self.state, LinkState::Up) && self.impediment.is_some()
     }
 
     /// Whether the link is down; the supervisor keeps trying.

@@ -8,10 +8,11 @@ use backplane_core::{Backplane, Health, LinkState};
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 
-/// A handler for `GET` that says whether sends can succeed now: 200 while the link is up; 503 while it is down, also
-/// before it was up for the first time, and after the node was shut down.
+/// A handler for `GET` that says whether sends can succeed now: 200 while the link is up; 503 while it is down, or up
+/// while the broker takes nothing from us (`impeded`), before it was up for the first time, and after the node was shut
+/// down.
 ///
-/// The body is JSON: `status` (`up`, `down`, `closed`), `attempts` to connect so far, `detects_loss`
+/// The body is JSON: `status` (`up`, `impeded`, `down`, `closed`), `attempts` to connect so far, `detects_loss`
 /// ([`Health::detects_loss`]) and `error`, the kind of the last failure while down, else `null`. Texts of errors are not
 /// told, because they can name hosts.
 ///
@@ -34,7 +35,10 @@ where
 
 fn answer(health: &Health) -> Response {
     let (status, error) = match &health.state {
-        LinkState::Up => ("up", None),
+        LinkState::Up => match &health.impediment {
+            None => ("up", None),
+            Some(error) => ("impeded", Some(error.kind().to_string())),
+        },
         LinkState::Down { error } => ("down", error.as_ref().map(|error| error.kind().to_string())),
         LinkState::Closed => ("closed", None),
     };
@@ -86,7 +90,12 @@ mod tests {
     #[tokio::test]
     async fn down_is_503_and_tells_the_kind_of_the_error_only() {
         let error = Error::new(ErrorKind::Denied, "connect").with_context("redis://user:secret@host");
-        let health = |error| Health { state: LinkState::Down { error }, attempts: 7, detects_loss: false };
+        let health = |error| Health {
+            state: LinkState::Down { error },
+            attempts: 7,
+            detects_loss: false,
+            impediment: None,
+        };
         let response = answer(&health(Some(error)));
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         let expected =

@@ -21,6 +21,9 @@
 //! | `mysql://`, `mariadb://` | `mysql` | a log in a MySQL or MariaDB database |
 //! | `sqlite:` | `sqlite` | a log in a file, for the processes of one machine |
 //! | `mssql://`, `sqlserver://`, `Server=...;Database=...` | `mssql` | a log in a SQL Server database |
+//! | `amqp://`, `amqps://` | `amqp` | RabbitMQ, the second one over TLS |
+//! | `nats://`, `tls://` | `nats` | NATS, the second one over TLS; JetStream with `durable=true` |
+//! | `servicebus://`, `Endpoint=sb://...` | `servicebus` | Azure Service Bus |
 //!
 //! [`Schemes`] holds them as a value; [`Schemes::with`] adds a bus of your own.
 //!
@@ -46,7 +49,8 @@
 //!
 //! Everything else goes to the bus. `memory:` knows `max_frame` (size), `inbox_frames` (number), `inbox_bytes` (size) and
 //! `history` (number); see [`MemoryConfig`](memory::MemoryConfig). `redis://` and `rediss://` are documented in the crate
-//! `backplane-redis`, the databases in `backplane-sql`. An ADO connection string has no room for parameters: `mssql://` has.
+//! `backplane-redis`, the databases in `backplane-sql`, RabbitMQ and Service Bus in `backplane-amqp`, NATS in `backplane-nats`. The connection
+//! strings of .NET have no room for parameters: `mssql://` and `servicebus://` have.
 //!
 //! Durations are a whole number and a unit: `500ms`, `10s`, `2m`. Sizes are bytes, or a whole number and `KiB`, `MiB` or
 //! `GiB`. Names and values are percent-decoded and must be UTF-8; `+` is a space, as in HTML forms. User and password
@@ -60,6 +64,10 @@ pub use backplane_core::*;
 pub use open::{Resolved, open, open_bus, resolve};
 pub use schemes::Schemes;
 
+#[cfg(any(feature = "amqp", feature = "servicebus"))]
+pub use backplane_amqp as amqp;
+#[cfg(feature = "nats")]
+pub use backplane_nats as nats;
 #[cfg(feature = "redis")]
 pub use backplane_redis as redis;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "mssql"))]

@@ -46,6 +46,12 @@ impl Schemes {
         let schemes = schemes.with("sqlite", open_sql);
         #[cfg(feature = "mssql")]
         let schemes = schemes.with("mssql", open_sql).with("sqlserver", open_sql);
+        #[cfg(feature = "amqp")]
+        let schemes = schemes.with("amqp", open_amqp).with("amqps", open_amqp);
+        #[cfg(feature = "servicebus")]
+        let schemes = schemes.with("servicebus", open_service_bus);
+        #[cfg(feature = "nats")]
+        let schemes = schemes.with("nats", open_nats).with("tls", open_nats);
         schemes
     }
 
@@ -80,7 +86,7 @@ impl Schemes {
     /// See [`resolve`](crate::resolve()).
     pub fn resolve(&self, url: &str) -> Result<Resolved> {
         let opener = self.opener(url)?;
-        if is_connection_string(url) {
+        if connection_string(url).is_some() {
             return Ok(Resolved { bus: opener(url)?, config: RouterConfig::default() });
         }
         let (config, rest) = query::split(url)?;
@@ -101,7 +107,7 @@ impl Schemes {
     /// See [`open_bus`](crate::open_bus).
     pub fn open_bus(&self, url: &str) -> Result<Arc<dyn Bus>> {
         let opener = self.opener(url)?;
-        if !is_connection_string(url) {
+        if connection_string(url).is_none() {
             query::refuse_router_parameters(url)?;
         }
         opener(url)
@@ -117,9 +123,6 @@ impl Schemes {
             Some((_, Availability::Feature(feature))) => invalid(format!(
                 "`{scheme}` is not compiled in: enable the feature `{feature}` of the crate `backplane`"
             )),
-            Some((_, Availability::Planned)) => {
-                invalid(format!("`{scheme}` is planned, not part of this version; {}", self.listed()))
-            }
             Some((_, Availability::Never(why))) => {
                 Error::new(ErrorKind::Unsupported, "open").with_context(format!("`{scheme}`: {why}"))
             }
@@ -149,8 +152,6 @@ impl fmt::Debug for Schemes {
 enum Availability {
     /// This feature brings it.
     Feature(&'static str),
-    /// A later version brings it.
-    Planned,
     /// It cannot be used, with a sentence that says what to write instead.
     Never(&'static str),
 }
@@ -177,11 +178,11 @@ const KNOWN: &[(&str, Availability)] = &[
     ("mysql", Availability::Feature("mysql")),
     ("mariadb", Availability::Feature("mysql")),
     ("sqlite", Availability::Feature("sqlite")),
-    ("amqp", Availability::Planned),
-    ("amqps", Availability::Planned),
-    ("nats", Availability::Planned),
-    ("tls+nats", Availability::Planned),
-    ("servicebus", Availability::Planned),
+    ("amqp", Availability::Feature("amqp")),
+    ("amqps", Availability::Feature("amqp")),
+    ("nats", Availability::Feature("nats")),
+    ("tls", Availability::Feature("nats")),
+    ("servicebus", Availability::Feature("servicebus")),
 ];
 
 fn is_scheme(text: &str) -> bool {
@@ -189,20 +190,29 @@ fn is_scheme(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
 }
 
-/// Whether it is an ADO connection string for SQL Server (`Server=...;Database=...`), which knows neither a scheme nor
-/// parameters of ours.
-fn is_connection_string(text: &str) -> bool {
-    const HOSTS: [&str; 5] = ["server", "data source", "address", "addr", "network address"];
-    text.split(';').any(|pair| {
-        pair.split_once('=')
-            .is_some_and(|(key, _)| HOSTS.iter().any(|host| key.trim().eq_ignore_ascii_case(host)))
-    }) && !text.split_once(':').is_some_and(|(scheme, _)| is_scheme(scheme))
+/// The scheme that a connection string of .NET stands for: that of SQL Server (`Server=...;Database=...`) or that of
+/// Azure Service Bus (`Endpoint=sb://...;SharedAccessKeyName=...`). Neither has a scheme or parameters of ours.
+fn connection_string(text: &str) -> Option<&'static str> {
+    const SQL_SERVER: [&str; 5] = ["server", "data source", "address", "addr", "network address"];
+    if text.split_once(':').is_some_and(|(scheme, _)| is_scheme(scheme)) {
+        return None;
+    }
+    let has = |names: &[&str]| {
+        text.split(';').any(|pair| {
+            pair.split_once('=')
+                .is_some_and(|(key, _)| names.iter().any(|name| key.trim().eq_ignore_ascii_case(name)))
+        })
+    };
+    if has(&["endpoint"]) {
+        return Some("servicebus");
+    }
+    has(&SQL_SERVER).then_some("mssql")
 }
 
 /// The scheme in lower case. The error does not repeat the text: what is not a URL may be a password.
 fn scheme_of(url: &str) -> Result<String> {
-    if is_connection_string(url) {
-        return Ok("mssql".to_owned());
+    if let Some(scheme) = connection_string(url) {
+        return Ok(scheme.to_owned());
     }
     let (scheme, rest) = url.split_once(':').ok_or_else(|| {
         invalid("not a URL: it begins with a scheme and a colon, such as `memory:` or `redis://localhost`")
@@ -237,4 +247,22 @@ fn open_redis(url: &str) -> Result<Arc<dyn Bus>> {
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "mssql"))]
 fn open_sql(url: &str) -> Result<Arc<dyn Bus>> {
     Ok(Arc::new(backplane_sql::SqlBus::from_url(url)?))
+}
+
+#[cfg(feature = "amqp")]
+fn open_amqp(url: &str) -> Result<Arc<dyn Bus>> {
+    let config = backplane_amqp::RabbitConfig::from_url(url)?;
+    Ok(Arc::new(backplane_amqp::RabbitBus::new(config)?))
+}
+
+#[cfg(feature = "servicebus")]
+fn open_service_bus(url: &str) -> Result<Arc<dyn Bus>> {
+    let config = backplane_amqp::ServiceBusConfig::from_url(url)?;
+    Ok(Arc::new(backplane_amqp::ServiceBus::new(config)?))
+}
+
+#[cfg(feature = "nats")]
+fn open_nats(url: &str) -> Result<Arc<dyn Bus>> {
+    let config = backplane_nats::NatsConfig::from_url(url)?;
+    Ok(Arc::new(backplane_nats::NatsBus::new(config)?))
 }

@@ -92,9 +92,6 @@ fn unknown_schemes_are_refused_with_a_list_of_those_that_are_compiled_in() {
     assert!(compiled.contains("memory"));
     invalid("carrier-pigeon://roof", &format!("`carrier-pigeon` is not a known scheme; {compiled}"));
     invalid("localhost:6379", &compiled);
-    for planned in ["amqp", "nats", "servicebus"] {
-        invalid(&format!("{planned}://localhost"), "planned, not part of this version");
-    }
 }
 
 #[cfg(not(feature = "redis"))]
@@ -142,6 +139,16 @@ fn a_file_of_sqlite_is_a_bus_that_resumes() {
     assert_eq!(resolved.config.hub.as_str(), "chat");
     assert!(resolved.bus.capabilities().resume);
     invalid("sqlite:demo.db?retention=soon", "`retention`");
+}
+
+#[cfg(not(any(feature = "amqp", feature = "nats", feature = "servicebus")))]
+#[test]
+fn a_message_bus_that_is_not_compiled_in_names_its_feature() {
+    invalid("amqps://localhost", "enable the feature `amqp`");
+    invalid("tls://localhost", "enable the feature `nats`");
+    invalid("servicebus://localhost", "enable the feature `servicebus`");
+    let string = "Endpoint=sb://x.servicebus.windows.net/;SharedAccessKeyName=k;SharedAccessKey=hunter2=";
+    invalid(string, "enable the feature `servicebus`");
 }
 
 #[test]

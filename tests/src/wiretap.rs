@@ -159,6 +159,10 @@ impl LinkSender for TappedSender {
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }
+
+    fn impediment(&self) -> Option<Error> {
+        self.inner.impediment()
+    }
 }
 
 /// A bare link: no node, only topics and bytes, and notes of all that was said and heard. Dropping it ends the link.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use backplane_conformance::broker::{Broker, MariaDb, Postgres, Redis};
+use backplane_conformance::broker::{Broker, MariaDb, Nats, Postgres, RabbitMq, Redis};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::install;
@@ -37,14 +37,22 @@ async fn until_stopped() -> Result<(), Box<dyn std::error::Error>> {
         }
     };
     tokio::pin!(stopped);
-    let started = async { tokio::try_join!(start::<Redis>(), start::<Postgres>(), start::<MariaDb>()) };
-    let (redis, postgres, mariadb) = tokio::select! {
+    let started = async {
+        tokio::try_join!(
+            start::<Redis>(),
+            start::<Postgres>(),
+            start::<MariaDb>(),
+            start::<RabbitMq>(),
+            start::<Nats>()
+        )
+    };
+    let (redis, postgres, mariadb, rabbitmq, nats) = tokio::select! {
         started = started => started?,
         () = &mut stopped => return Ok(()),
     };
     println!("Ctrl-C stops them.");
     stopped.await;
-    tokio::join!(redis.stop(), postgres.stop(), mariadb.stop());
+    tokio::join!(redis.stop(), postgres.stop(), mariadb.stop(), rabbitmq.stop(), nats.stop());
     Ok(())
 }
 

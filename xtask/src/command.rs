@@ -22,7 +22,7 @@ pub(crate) struct Ran {
 const CI_DEADLINE_FACTOR: &str = "5";
 
 /// What tests that run here may not go without.
-const REQUIRED: &str = "redis,postgres,pgbouncer,mariadb,node,chromium,nginx";
+const REQUIRED: &str = "redis,postgres,pgbouncer,mariadb,rabbitmq,nats,node,chromium,nginx";
 
 /// This very cargo, in the root of the workspace. Tests that it runs fail, rather than skip, for want of what they need.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {

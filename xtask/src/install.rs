@@ -15,6 +15,8 @@ const BROKERS: &[Needed] = &[
     ("postgres", "postgresql"),
     ("pgbouncer", "pgbouncer"),
     ("mariadbd", "mariadb-server"),
+    ("rabbitmq-server", "rabbitmq-server"),
+    ("nats-server", "nats-server"),
 ];
 
 /// Node and Chromium run official clients, nginx stands between them and our servers.

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use backplane_conformance::broker::{Broker as _, Folder, Redis, RedisOptions};
+use backplane_conformance::broker::{Broker, Folder, Nats, RabbitMq, Redis};
 
 use crate::command::{self, Ran, cargo};
 use crate::tally::Tally;
@@ -89,11 +89,14 @@ pub(crate) fn test(filter: Option<&str>) -> Ran {
 fn examples() -> Ran {
     let script = ["run", "-p", "two-servers", "--", "--script"];
     let mut sum = counted(cargo(&script));
-    if sum.success {
-        sum = sum.and(with_redis(|url| counted(cargo(&[&script[..], &["--url", url]].concat()))));
+    let over = |url: &str| counted(cargo(&[&script[..], &["--url", url]].concat()));
+    for with in [with::<Redis>, with::<RabbitMq>, with::<Nats>] {
+        if sum.success {
+            sum = sum.and(with(&over));
+        }
     }
     if sum.success {
-        sum = sum.and(with_a_file(|url| counted(cargo(&[&script[..], &["--url", url]].concat()))));
+        sum = sum.and(with_a_file(over));
     }
     if sum.success {
         sum = sum.and(counted(cargo(&["run", "-p", "custom-bus"])));
@@ -114,8 +117,8 @@ fn counted(command: Command) -> Ran {
     Ran { success, tally: Tally { passed: success.into(), failed: (!success).into(), ..Tally::default() } }
 }
 
-/// Runs `act` beside a private Redis.
-fn with_redis(act: impl FnOnce(&str) -> Ran) -> Ran {
+/// Runs `act` beside a private broker.
+fn with<B: Broker>(act: &dyn Fn(&str) -> Ran) -> Ran {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -123,14 +126,14 @@ fn with_redis(act: impl FnOnce(&str) -> Ran) -> Ran {
             return Ran::default();
         }
     };
-    let ran = match runtime.block_on(Redis::start(RedisOptions::default())) {
-        Ok(redis) => {
-            let ran = act(&redis.url());
-            runtime.block_on(redis.stop());
+    let ran = match runtime.block_on(B::start(B::Options::default())) {
+        Ok(broker) => {
+            let ran = act(&broker.url());
+            runtime.block_on(broker.stop());
             ran
         }
         Err(error) => {
-            eprintln!("no private Redis: {error}");
+            eprintln!("no private {}: {error}", B::NAME);
             Ran::default()
         }
     };

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use backplane_core::{Attach, Bus, Capabilities, Delivery, Link, LinkSender, Outgoing, Reach, Result, Topic};
+use backplane_core::{
+    Attach, Bus, Capabilities, Delivery, Error, Link, LinkSender, Outgoing, Reach, Result, Topic,
+};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt as _};
 
@@ -101,6 +103,10 @@ impl LinkSender for FlawedSender {
 
     async fn close(&self) -> Result<()> {
         self.flaw.close(&self.whole).await
+    }
+
+    fn impediment(&self) -> Option<Error> {
+        self.whole.impediment()
     }
 }
 

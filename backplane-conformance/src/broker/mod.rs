@@ -26,10 +26,12 @@
 mod account;
 mod folder;
 mod mariadb;
+mod nats;
 mod pgbouncer;
 mod port;
 mod postgres;
 mod process;
+mod rabbitmq;
 mod redis;
 mod require;
 mod resp;
@@ -43,10 +45,12 @@ use backplane_core::Result;
 
 pub use folder::Folder;
 pub use mariadb::{MariaDb, MariaDbOptions};
+pub use nats::{Nats, NatsOptions};
 pub use pgbouncer::{PgBouncer, PgBouncerOptions};
 pub use port::free_port;
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Launch, Process, StartError};
+pub use rabbitmq::{RabbitMq, RabbitMqHoldings, RabbitMqOptions};
 pub use redis::{Redis, RedisOptions};
 pub use require::{Missing, REQUIRE_VARIABLE, find, given_url, missing};
 pub use resp::Reply;

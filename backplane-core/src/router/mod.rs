@@ -231,7 +231,12 @@ impl Drop for Epilogue {
 impl Node {
     fn new(config: RouterConfig, wire: Box<dyn WireFormat>) -> Self {
         let provenance = wire.provenance();
-        let health = Health { state: LinkState::Down { error: None }, attempts: 0, detects_loss: provenance };
+        let health = Health {
+            state: LinkState::Down { error: None },
+            attempts: 0,
+            detects_loss: provenance,
+            impediment: None,
+        };
         Self {
             id: wire.node(),
             hubs: RwLock::default(),

@@ -62,6 +62,11 @@ impl Nodes {
         self.hearing_since = None;
     }
 
+    /// The broker takes nothing from us, and perhaps from nobody: neither our echo nor anybody's beat is missed.
+    pub(crate) fn impeded(&mut self) {
+        self.link_down();
+    }
+
     /// Our beat was handed to the link.
     pub(crate) fn sent(&mut self, seq: u64, now: Instant) {
         self.outstanding.push_back((seq, now));
@@ -188,6 +193,23 @@ mod tests {
         assert!(nodes.is_absent(OTHER, at(start, 12.0)) && nodes.is_gone(OTHER));
         nodes.heard(OTHER, at(start, 13.0));
         assert!(!nodes.is_gone(OTHER));
+    }
+
+    #[test]
+    fn nobody_is_missed_while_the_broker_takes_nothing() {
+        let start = Instant::now();
+        let mut nodes = Nodes::new(BOUND, start);
+        nodes.heard(OTHER, start);
+        nodes.sent(1, start);
+        nodes.echoed(1, start);
+        nodes.sent(2, at(start, 3.0));
+        nodes.impeded();
+        assert!(!nodes.is_link_in_doubt(at(start, 60.0)) && nodes.silent(at(start, 60.0)).is_empty());
+        // It takes beats again: whoever stays silent now is gone.
+        nodes.sent(3, at(start, 61.0));
+        nodes.echoed(3, at(start, 61.0));
+        assert!(nodes.silent(at(start, 62.0)).is_empty());
+        assert_eq!(nodes.silent(at(start, 71.0)), [OTHER]);
     }
 
     #[test]

@@ -184,7 +184,10 @@ impl Supervisor {
         self.node.liveness.lock().link_down();
         self.node.interest.lock().offline(&refused("subscribe"));
         self.node.outbox.close(&refused("publish"));
-        self.node.health.send_modify(|health| health.state = LinkState::Down { error: Some(error.clone()) });
+        self.node.health.send_modify(|health| {
+            health.state = LinkState::Down { error: Some(error.clone()) };
+            health.impediment = None;
+        });
         let _ = self.node.events.send(Event::LinkDown { error: error.clone() });
     }
 
@@ -262,7 +265,10 @@ impl Supervisor {
                 }
                 () = node.interest_changed.notified(), if changing.is_none() => {}
                 now = ticks.tick() => {
-                    if node.wire.provenance() {
+                    let impeded = self.look_for_impediment(sender.as_ref());
+                    if impeded {
+                        in_doubt = false;
+                    } else if node.wire.provenance() {
                         let dead = node.liveness.lock().is_link_in_doubt(now);
                         if dead && in_doubt {
                             let context = format!("our own beat was not heard for {:?}", node.config.heartbeat);
@@ -353,6 +359,29 @@ impl Supervisor {
             }
         }
         settled
+    }
+
+    /// Whether the broker takes nothing from us now; health says why.
+    fn look_for_impediment(&self, sender: &dyn LinkSender) -> bool {
+        let impediment = sender.impediment();
+        let impeded = impediment.is_some();
+        if impeded {
+            self.node.liveness.lock().impeded();
+        }
+        self.node.health.send_if_modified(|health| {
+            let news = health.impediment.is_some() != impeded;
+            if news {
+                match &impediment {
+                    Some(error) => {
+                        tracing::warn!(node = %self.node.id, %error, "the broker takes nothing from us")
+                    }
+                    None => tracing::info!(node = %self.node.id, "the broker takes what we send again"),
+                }
+                health.impediment = impediment;
+            }
+            news
+        });
+        impeded
     }
 
     /// Notices who is gone and what has expired.

@@ -56,7 +56,9 @@ pub(super) fn fault(operation: &'static str, error: sqlx::Error) -> Error {
 
 /// Whether nothing was written because a row has the writer and the number of one of ours.
 pub(super) fn is_there_already(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Database(database) if number(database.as_ref()) == 1062)
+    // An id that was handed out twice is another matter: skipping it would lose the row.
+    matches!(error, sqlx::Error::Database(database)
+        if number(database.as_ref()) == 1062 && !database.message().contains("PRIMARY"))
 }
 
 /// Whether the session may still be in the transaction that the statement failed in, and is to be used again.

@@ -9,8 +9,8 @@ two-servers --script [--url URL]
 
   --ports PORT,PORT  starts a server on each of these (default 5001,5002; 0: any free one)
   --port PORT        starts one server; its partner is another terminal's or another machine's
-  --url URL          the bus between them: memory: (default), redis://HOST:PORT, rediss://..., postgres://...,
-                     mysql://..., mssql://..., sqlite:FILE
+  --url URL          the bus between them: memory: (default), redis://HOST:PORT, rediss://..., amqp://...,
+                     nats://..., servicebus://..., postgres://..., mysql://..., mssql://..., sqlite:FILE
   --host ADDRESS     the IP address to listen at (default 127.0.0.1; 0.0.0.0: all)
   --balance PORT     listens there too, and hands each connection to the next server in turn
   --script           plays every kind of message between two servers, checks each arrival, and ends

@@ -93,9 +93,16 @@ pub(crate) fn open(url: &str) -> Result<SharedBus> {
 /// Resolves the URL, makes sure that a node can be opened on it, and puts something between that can break it, where
 /// that is known how.
 pub(crate) async fn open_breakable(url: &str) -> Result<SharedBus> {
-    let (mut resolved, fault) = match scheme(url).as_str() {
-        "memory" => open_memory(url)?,
-        "redis" => open_behind_proxy(url).await?,
+    // One address without TLS: whoever checks a certificate would not find the proxy in it.
+    let port = match scheme(url).as_str() {
+        "redis" => Some(6379),
+        "amqp" => Some(5672),
+        "nats" => Some(4222),
+        _ => None,
+    };
+    let (mut resolved, fault) = match (scheme(url).as_str(), port) {
+        ("memory", _) => open_memory(url)?,
+        (_, Some(port)) if !url.contains(',') => open_behind_proxy(url, port).await?,
         _ => {
             let resolved = backplane::resolve(url)?;
             look(&resolved).await?;
@@ -106,8 +113,14 @@ pub(crate) async fn open_breakable(url: &str) -> Result<SharedBus> {
     Ok(SharedBus { resolved, name: name(url), fault })
 }
 
+/// The connection strings of .NET have none.
 fn scheme(url: &str) -> String {
-    url.split(':').next().unwrap_or_default().to_ascii_lowercase()
+    let before_colon = url.split(':').next().unwrap_or_default();
+    match before_colon.split_once('=') {
+        Some((key, _)) if key.trim().eq_ignore_ascii_case("endpoint") => "servicebus".to_owned(),
+        Some(_) => "mssql".to_owned(),
+        None => before_colon.to_ascii_lowercase(),
+    }
 }
 
 /// Without host, user and password: it is shown on the page.
@@ -120,6 +133,11 @@ fn name(url: &str) -> String {
         "mysql" | "mariadb" => "MySQL or MariaDB".to_owned(),
         "sqlite" => "a file of SQLite".to_owned(),
         "mssql" | "sqlserver" => "SQL Server".to_owned(),
+        "amqp" => "RabbitMQ".to_owned(),
+        "amqps" => "RabbitMQ over TLS".to_owned(),
+        "nats" => "NATS".to_owned(),
+        "tls" => "NATS over TLS".to_owned(),
+        "servicebus" => "Azure Service Bus".to_owned(),
         other => other.to_owned(),
     }
 }
@@ -139,7 +157,7 @@ fn open_memory(url: &str) -> Result<(Resolved, Option<Fault>)> {
     Ok((schemes.resolve(url)?, Some(fault)))
 }
 
-async fn open_behind_proxy(url: &str) -> Result<(Resolved, Option<Fault>)> {
+async fn open_behind_proxy(url: &str, usual_port: u16) -> Result<(Resolved, Option<Fault>)> {
     // First past the proxy: what is wrong with the broker or the URL is then told by the bus itself.
     look(&backplane::resolve(url)?).await?;
     let mut url = Url::parse(url).map_err(|_| wrong("the URL cannot be read"))?;
@@ -151,7 +169,7 @@ async fn open_behind_proxy(url: &str) -> Result<(Resolved, Option<Fault>)> {
     };
     let unavailable = |error| Error::new(ErrorKind::Unavailable, "open").with_source(error);
     // The one of the host's addresses at which somebody listens.
-    let reached = TcpStream::connect((host, url.port().unwrap_or(6379)));
+    let reached = TcpStream::connect((host, url.port().unwrap_or(usual_port)));
     let upstream = tokio::time::timeout(CONNECT_DEADLINE, reached)
         .await
         .map_err(|_| Error::new(ErrorKind::Timeout, "open"))?

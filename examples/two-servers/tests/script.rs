@@ -95,7 +95,9 @@ async fn a_broker_that_refuses_us_is_one_line_and_code_2() {
 async fn a_wrong_url_is_one_line_and_code_2() {
     for (url, says) in [
         ("carrier-pigeon://roof", "not a known scheme"),
-        ("postgres://app:hunter2@localhost", "planned"),
+        ("postgres://app:hunter2@localhost?retention=soon", "`retention`"),
+        ("amqp://app:hunter2@localhost?prefetch=0", "prefetch"),
+        ("nats://app:hunter2@localhost?no_such_thing=1", "no_such_thing"),
         ("nonsense", "not a URL"),
         ("redis://:hunter2@localhost?hartbeat=1s", "hartbeat"),
         ("memory:?wire=morse", "`wire`"),

@@ -229,6 +229,10 @@ impl LinkSender for TapSender {
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }
+
+    fn impediment(&self) -> Option<Error> {
+        self.inner.impediment()
+    }
 }
 
 /// Counts a call of `subscribe`, also one that is dropped.

@@ -6,11 +6,13 @@
 #![allow(clippy::print_stdout, reason = "a command-line program talks to its terminal")]
 
 mod bare;
+mod buses;
 mod fanout;
 mod flow;
 mod idle;
 mod joins;
 mod latency;
+mod loops;
 mod machine;
 mod memory_bus;
 mod node;
@@ -20,6 +22,7 @@ mod payload;
 mod reconnect;
 mod sql;
 mod table;
+mod through;
 mod throughput;
 
 use std::process::ExitCode;
@@ -34,8 +37,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>
 
 const USAGE: &str = "\
 bench [NAME] [--rounds N] [--seconds N]
-  NAME       throughput, latency, joins, reconnect, memory-bus, fan-out, fan-out-latency or idle; all of them
-             without one
+  NAME       throughput, latency, joins, reconnect, memory-bus, fan-out, fan-out-latency, idle, sql or buses; all of
+             them without one
   --rounds   rounds of each benchmark; by default 3 for joins, reconnect, memory-bus and idle, 5 for the others
   --seconds  length of a round's measurement where it has one; by default 5 for fan-out and fan-out-latency, 3 for
              the others";
@@ -84,6 +87,7 @@ async fn run(options: &Options) -> Result<ExitCode> {
             Benchmark::FanOutLatency => fanout::paced(&redis, options).await?,
             Benchmark::Idle => idle::run(options).await?,
             Benchmark::Sql => sql::run(options).await?,
+            Benchmark::Buses => buses::run(options).await?,
         });
         println!();
     }
@@ -111,8 +115,8 @@ async fn play(name: String, task: String) -> Result<()> {
         fanout::OUR_SERVER => part::play(task, fanout::hub::serve).await,
         idle::SERVER => part::play(task, idle::serve).await,
         idle::CLIENTS => part::play(task, idle::connect).await,
-        sql::flow::PUBLISHER => part::play(task, sql::flow::publish).await,
-        sql::flow::SUBSCRIBER => part::play(task, sql::flow::subscribe).await,
+        through::PUBLISHER => part::play(task, through::publish).await,
+        through::SUBSCRIBER => part::play(task, through::subscribe).await,
         sql::idle::NODES => part::play(task, sql::idle::stay).await,
         unknown => Err(format!("there is no part {unknown}").into()),
     }

@@ -14,10 +14,11 @@ pub(crate) enum Benchmark {
     FanOutLatency,
     Idle,
     Sql,
+    Buses,
 }
 
 impl Benchmark {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Throughput,
         Self::Latency,
         Self::Joins,
@@ -27,6 +28,7 @@ impl Benchmark {
         Self::FanOutLatency,
         Self::Idle,
         Self::Sql,
+        Self::Buses,
     ];
 
     fn name(self) -> &'static str {
@@ -40,6 +42,7 @@ impl Benchmark {
             Self::FanOutLatency => "fan-out-latency",
             Self::Idle => "idle",
             Self::Sql => "sql",
+            Self::Buses => "buses",
         }
     }
 }

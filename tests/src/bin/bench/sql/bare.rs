@@ -157,18 +157,18 @@ fn values(rows: usize) -> String {
 }
 
 /// Inserts, one statement at a time.
-pub(super) struct Publisher {
+pub(crate) struct Publisher {
     connection: Connection,
     rang: Option<Instant>,
 }
 
 impl Publisher {
-    pub(super) async fn connect(url: &str) -> Result<Self> {
+    pub(crate) async fn connect(url: &str) -> Result<Self> {
         Ok(Self { connection: Connection::connect(url).await?, rang: None })
     }
 
     /// Inserts as fast as it can, and the end. How many.
-    pub(super) async fn flat_out(mut self, duration: Duration) -> Result<u64> {
+    pub(crate) async fn flat_out(mut self, duration: Duration) -> Result<u64> {
         let mut sent = 0;
         let until = Instant::now() + duration;
         let mut payloads = Vec::with_capacity(MOST_ROWS);
@@ -186,7 +186,7 @@ impl Publisher {
 
     /// Sends so many per second, whether or not earlier ones are committed, and the end. How many. What came meanwhile
     /// is one insert.
-    pub(super) async fn paced(mut self, duration: Duration, pace: u32) -> Result<u64> {
+    pub(crate) async fn paced(mut self, duration: Duration, pace: u32) -> Result<u64> {
         let (send, mut queue) = mpsc::channel(MOST_ROWS * 8);
         let sending = tokio::spawn(async move {
             let mut sent = 0;
@@ -241,7 +241,7 @@ impl Publisher {
 }
 
 /// Selects, again and again.
-pub(super) struct Subscriber {
+pub(crate) struct Subscriber {
     connection: Connection,
     wait: Wait,
 }
@@ -255,7 +255,7 @@ enum Wait {
 }
 
 impl Subscriber {
-    pub(super) async fn connect(url: &str) -> Result<Self> {
+    pub(crate) async fn connect(url: &str) -> Result<Self> {
         let connection = Connection::connect(url).await?;
         let wait = match &connection {
             Connection::Postgres(_) => {
@@ -270,7 +270,7 @@ impl Subscriber {
     }
 
     /// Reads up to the end.
-    pub(super) async fn receive(mut self, ledger: &mut Ledger) -> Result<()> {
+    pub(crate) async fn receive(mut self, ledger: &mut Ledger) -> Result<()> {
         let mut last = 0;
         loop {
             match self.connection.read(&mut last, ledger).await? {

@@ -1,14 +1,17 @@
 //! `sql`: the SQL bus over each database beside a bare loop: batched insert, doorbell, select by id.
 
-mod bare;
+pub(crate) mod bare;
 mod database;
-pub(crate) mod flow;
 pub(crate) mod idle;
 
+use std::time::Duration;
+
 use crate::Result;
+use crate::flow::Round;
 use crate::options::Options;
 use crate::part::Side;
 use crate::table::{Bound, Table, Verdict};
+use crate::through;
 
 use self::database::{Database, Kind};
 
@@ -54,6 +57,14 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Verdict>> {
     Ok(verdicts)
 }
 
+/// One round on a new log.
+async fn round(database: &mut Database, side: Side, measured: Duration, pace: Option<u32>) -> Result<Round> {
+    database.renew().await?;
+    let server_time = async || database.processor_time();
+    let round = through::round(database.url(), side, measured, pace, server_time).await;
+    round.map_err(|error| format!("{}, {error}", database.name()).into())
+}
+
 async fn throughput(database: &mut Database, options: &Options) -> Result<Vec<Verdict>> {
     let measured = options.measured(5.0);
     let mut rates = Table::new(&[
@@ -72,8 +83,8 @@ async fn throughput(database: &mut Database, options: &Options) -> Result<Vec<Ve
         ("ours server", 2),
     ]);
     for _ in 0..options.rounds(3) {
-        let bare = flow::round(database, Side::Bare, measured, None).await?;
-        let ours = flow::round(database, Side::Ours, measured, None).await?;
+        let bare = round(database, Side::Bare, measured, None).await?;
+        let ours = round(database, Side::Ours, measured, None).await?;
         rates.round([bare.rate, ours.rate, ours.rate / bare.rate, bare.elsewhere, ours.elsewhere]);
         costs.round([
             bare.publisher,
@@ -110,8 +121,8 @@ async fn latency(database: &mut Database, options: &Options) -> Result<Vec<Verdi
         ("ours: cores busy elsewhere", 2),
     ]);
     for _ in 0..options.rounds(3) {
-        let bare = flow::round(database, Side::Bare, measured, Some(PACE)).await?;
-        let ours = flow::round(database, Side::Ours, measured, Some(PACE)).await?;
+        let bare = round(database, Side::Bare, measured, Some(PACE)).await?;
+        let ours = round(database, Side::Ours, measured, Some(PACE)).await?;
         let (Some((bare_p50, bare_p99)), Some((ours_p50, ours_p99))) = (bare.latencies, ours.latencies)
         else {
             return Err("a paced flow has latencies".into());

@@ -1,4 +1,4 @@
-//! One flow of messages through a database, from a publishing to a subscribing process, bare or ours.
+//! One flow of messages through whatever a URL names, from a publishing to a subscribing process, bare or ours.
 
 use std::time::{Duration, Instant};
 
@@ -7,19 +7,18 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::bare;
-use super::database::Database;
 use crate::flow::{self, Received, Round, Sent, WARM_UP};
+use crate::loops;
 use crate::node::{self, Client};
 use crate::part::{Cue, Part, Side};
 use crate::payload::{self, Ledger};
 use crate::{Result, machine};
 
 /// Names of the parts.
-pub(crate) const PUBLISHER: &str = "sql-publisher";
-pub(crate) const SUBSCRIBER: &str = "sql-subscriber";
+pub(crate) const PUBLISHER: &str = "through-publisher";
+pub(crate) const SUBSCRIBER: &str = "through-subscriber";
 
-/// The group, and the topic that the bare loop uses.
+/// The group.
 const GROUP: &str = "bench";
 
 /// What both processes are told.
@@ -32,19 +31,19 @@ pub(crate) struct Task {
     pace: Option<u32>,
 }
 
-/// Runs one round on a new log; whatever was lost is an error.
-pub(super) async fn round(
-    database: &mut Database,
+/// Runs one round through `url`; whatever was lost is an error. `server_time`: what the server has taken so far.
+pub(crate) async fn round(
+    url: String,
     side: Side,
     measured: Duration,
     pace: Option<u32>,
+    server_time: impl AsyncFn() -> Result<Duration>,
 ) -> Result<Round> {
-    database.renew().await?;
-    let task = Task { url: database.url(), side, measured, pace };
+    let task = Task { url, side, measured, pace };
     let subscriber = Part::start(SUBSCRIBER, &task).await?;
     let publisher = Part::start(PUBLISHER, &task).await?;
-    let round = flow::measure(publisher, subscriber, measured, async || database.processor_time());
-    round.await.map_err(|error| format!("{}, {side:?}: {error}", database.name()).into())
+    let round = flow::measure(publisher, subscriber, measured, server_time);
+    round.await.map_err(|error| format!("{side:?}: {error}").into())
 }
 
 /// The publishing process.
@@ -54,7 +53,7 @@ pub(crate) async fn publish(task: Task, cue: Cue) -> Result<Sent> {
     let group = GroupName::from(GROUP);
     let (messages, before) = match side {
         Side::Bare => {
-            let publisher = bare::Publisher::connect(&url).await?;
+            let publisher = loops::Publisher::connect(&url).await?;
             cue.ready().await?;
             let before = machine::processor_time()?;
             let messages = match pace {
@@ -108,7 +107,7 @@ pub(crate) async fn subscribe(task: Task, cue: Cue) -> Result<Received> {
     let mut ledger = Ledger::new(WARM_UP, measured, pace.is_some());
     let before = match side {
         Side::Bare => {
-            let subscriber = bare::Subscriber::connect(&url).await?;
+            let subscriber = loops::Subscriber::connect(&url).await?;
             cue.ready().await?;
             let before = machine::processor_time()?;
             subscriber.receive(&mut ledger).await?;

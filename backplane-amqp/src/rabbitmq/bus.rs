@@ -1,0 +1,178 @@
+//! The bus: opens links.
+
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use backplane_core::{Attach, Bus, Capabilities, Error, ErrorKind, Limits, Link, Order, Result, TopicSyntax};
+use futures::StreamExt as _;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel};
+use tokio::time::Instant;
+
+use super::bindings::Bindings;
+use super::config::{RabbitAddress, RabbitConfig};
+use super::connection::Line;
+use super::inbound::Inbound;
+use super::link::{LinkTask, RabbitSender};
+use super::publisher::Publisher;
+use super::queues::{Names, consume, declare, declare_exchange};
+use super::refusal::refusal;
+use super::routing::{Routing, carries};
+use super::shared::Shared;
+use super::watch::Watch;
+
+/// How long a command may at least wait for its answer, if nothing else is said: a busy broker binds some thousand topics
+/// each second. A dead link answers sooner.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// RabbitMQ as a bus. Each link has two connections, one to publish and one to read, and one task; lapin adds a thread
+/// for each connection.
+#[derive(Debug)]
+pub struct RabbitBus {
+    config: RabbitConfig,
+    routing: Arc<Routing>,
+}
+
+impl RabbitBus {
+    /// A bus over the broker that `config` names. Connects nothing yet.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) when a field is out of its bounds.
+    pub fn new(config: RabbitConfig) -> Result<Self> {
+        config.validate()?;
+        Ok(Self { routing: Arc::new(Routing::new(config.buckets)), config })
+    }
+
+    /// Tries the addresses, each once, in a random order.
+    async fn open_any(&self, attach: Attach<'_>, deadline: Instant) -> Result<Link> {
+        let mut addresses: Vec<&RabbitAddress> = self.config.addresses.iter().collect();
+        let mut last = None;
+        while !addresses.is_empty() {
+            let random = std::hash::RandomState::new().build_hasher().finish();
+            let chosen = usize::try_from(random % addresses.len() as u64).unwrap_or_default();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+            let address = addresses.swap_remove(chosen);
+            // Boxed: two connections make a large future.
+            let opened = tokio::time::timeout(share, Box::pin(self.open(attach, address))).await;
+            match opened.unwrap_or_else(|_| Err(late(address, share))) {
+                Ok(link) => return Ok(link),
+                // What one node of a broker refuses, every one does.
+                Err(error) if !error.is_retryable() => return Err(error),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("there is an address, and it failed"))
+    }
+
+    async fn open(&self, attach: Attach<'_>, address: &RabbitAddress) -> Result<Link> {
+        let config = &self.config;
+        attach.topics.iter().try_for_each(|topic| carries("connect", topic))?;
+        let heartbeat = heartbeat(attach.heartbeat);
+        let line = |what| {
+            let name = format!("backplane-{}-{} {what}", attach.node, attach.attempt);
+            Line::open(config, address, name, heartbeat)
+        };
+        let (publishing, consuming) = tokio::try_join!(line("publishes"), line("reads"))?;
+        let (publishing, consuming) = (Arc::new(publishing), Arc::new(consuming));
+        // Before anything can happen on them.
+        let publishing_events = publishing.connection.events_listener().boxed();
+        let consuming_events = consuming.connection.events_listener().boxed();
+
+        let names = Names::new(&attach);
+        let home = consuming.channel().await?;
+        declare_exchange(&home, config).await?;
+        let (publishes, _) = tokio::try_join!(self.publishing_channel(&publishing, &names), async {
+            declare(&home, config, &names).await
+        })?;
+
+        let exchange = ShortString::from(config.exchange.as_str());
+        let timeout = config.command_timeout.unwrap_or(attach.heartbeat.max(PATIENCE));
+        let shared = Arc::new(Shared::new(timeout));
+        let mut bindings = Bindings::new(
+            consuming.clone(),
+            consuming.channel().await?,
+            home.clone(),
+            names.queue.clone(),
+            exchange.clone(),
+            self.routing.clone(),
+            config.unbind_after,
+            shared.clone(),
+        );
+        bindings.subscribe(attach.topics).await?;
+        let losses = consume(&consuming.channel().await?, 1, &names.losses).await?;
+        let frames = consume(&home, config.prefetch, &names.queue).await?;
+        let inbound = Inbound::new(frames, losses, bindings.interest(), shared.clone(), config.prefetch);
+
+        let publisher = Publisher::new(
+            publishes.clone(),
+            publishing_events,
+            exchange,
+            self.routing.clone(),
+            shared.clone(),
+        );
+        let watch = Watch::new(
+            attach.heartbeat,
+            (publishing.clone(), publishes),
+            (consuming.clone(), home),
+            consuming_events,
+            shared.clone(),
+        );
+        let task = LinkTask {
+            publisher,
+            bindings,
+            watch,
+            publishing,
+            consuming,
+            shared: shared.clone(),
+            ended: false,
+        };
+        // Its owner is `inbound`: dropping that stops it.
+        tokio::spawn(task.run());
+        tracing::debug!(%address, queue = %names.queue, topics = attach.topics.len(), "rabbitmq link connected");
+        let sender = RabbitSender { shared, max_frame: config.max_frame, address: address.to_string() };
+        Ok(Link {
+            sender: Arc::new(sender),
+            inbound: inbound.boxed(),
+            resumed: false,
+            limits: Limits { max_frame: config.max_frame, reports_reach: false },
+        })
+    }
+
+    /// A channel that confirms, on which a first frame to nobody was confirmed: whoever may not publish is told now.
+    async fn publishing_channel(&self, line: &Line, names: &Names) -> Result<Channel> {
+        let channel = line.channel().await?;
+        let subject = format!("publish to exchange `{}`", self.config.exchange);
+        let failed = |error| refusal("connect", &subject, error);
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
+        let (exchange, nobody) = (self.config.exchange.as_str().into(), names.queue.clone());
+        let options = BasicPublishOptions::default();
+        let sent = channel.basic_publish(exchange, nobody, options, b"", BasicProperties::default());
+        sent.await.map_err(failed)?.await.map_err(failed)?;
+        Ok(channel)
+    }
+}
+
+/// What is negotiated with the broker, in seconds: it gives a silent peer up after two of them, and frees the queue.
+fn heartbeat(bound: Duration) -> u16 {
+    u16::try_from(bound.as_secs() / 2).unwrap_or(u16::MAX).max(1)
+}
+
+fn late(address: &RabbitAddress, share: Duration) -> Error {
+    Error::new(ErrorKind::Timeout, "connect").with_context(format!("{address} gave no link within {share:?}"))
+}
+
+#[async_trait]
+impl Bus for RabbitBus {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { order: Order::PerPublisher, topics: TopicSyntax::Tokens, ..Capabilities::default() }
+    }
+
+    async fn connect(&self, attach: Attach<'_>) -> Result<Link> {
+        let deadline = Instant::now() + attach.deadline;
+        self.open_any(attach, deadline).await
+    }
+}

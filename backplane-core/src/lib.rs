@@ -10,6 +10,7 @@ mod id;
 pub mod memory;
 mod message;
 mod outbound;
+pub mod parameters;
 mod router;
 mod target;
 mod topic;

@@ -4,8 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use backplane_core::{Error, ErrorKind, Result};
-
-use crate::tls::Tls;
+use backplane_tls::Tls;
 
 /// Where NATS is and how to speak to it. Start from `default()` or [`NatsConfig::from_url`] and set what differs.
 /// `Debug` hides credentials.

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, ServerAddr};
 use backplane_core::{Error, ErrorKind, Result};
+use backplane_tls::Tls;
 use tokio::time::Instant;
 
 use crate::config::{Credentials, NatsConfig, NatsServer};
 use crate::ears::Ears;
-use crate::tls;
 
 /// Commands that wait for the crate's connection. One command is one frame or one subscription.
 const COMMANDS: usize = 2_048;
@@ -86,8 +86,8 @@ fn options(purpose: &Purpose<'_>, patience: Duration, connected: Arc<AtomicBool>
     };
     // The crate would build a configuration of its own by the process-wide provider, or panic where there are two.
     let tls = match &config.tls {
-        Some(tls) => (*tls.config).clone(),
-        None => tls::trusting_nobody()?,
+        Some(tls) => (**tls.config()).clone(),
+        None => (**Tls::trusting_nobody()?.config()).clone(),
     };
     let ears = Arc::clone(ears);
     Ok(options
@@ -131,7 +131,7 @@ fn meaning(error: &ConnectError, config: &NatsConfig, server: &NatsServer) -> (E
             (None, rustls::Error::InvalidCertificate(_)) => {
                 (ErrorKind::InvalidConfig, "the server wants TLS: write tls://".to_owned())
             }
-            _ => tls::meaning(tls, &server.host),
+            _ => backplane_tls::meaning(tls, &server.host),
         };
     }
     let said = error.to_string().to_lowercase();

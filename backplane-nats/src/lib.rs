@@ -40,7 +40,7 @@
 //!   JetStream's flow control lets be under way.
 //! - **Several addresses** are tried in turn, each attempt beginning with the next one. Those that the servers announce of
 //!   each other are not used: behind a translation of addresses they lead nowhere, and no certificate names them.
-//! - **A cluster** tells its other servers of a subscription a moment later; `propagation_ms` states how long that may take.
+//! - **A cluster** tells its other servers of a subscription a moment later; `propagation` states how long that may take.
 //!
 //! # JetStream
 //! All nodes share one stream over `SUBJECT.>`, made by whoever comes first (in memory, one replica, 2 min, 256 MiB unless
@@ -69,6 +69,7 @@
 //!
 //! # URL
 //! `nats://[user:password@|token@]host[:port][,host[:port]...]`, or `tls://` for TLS. Anything else is refused by name.
+//! Durations have a unit (`500ms`, `10s`, `2m`); sizes are bytes, or have one (`64KiB`, `16MiB`).
 //!
 //! | parameter | meaning | default |
 //! |---|---|---|
@@ -78,15 +79,15 @@
 //! | `nkey` | file with the seed of an nkey | none |
 //! | `ca` | file with the only CAs to trust, PEM | the system's |
 //! | `cert`, `key` | files with our certificate and its key, PEM | none |
-//! | `max_frame` | largest frame in bytes, if less than the server takes | none |
-//! | `max_undelivered` | most bytes that wait for the reader | 16 MiB |
-//! | `propagation_ms` | how long a cluster may take to spread a subscription | 250 with several hosts, else 0 |
+//! | `max_frame` | largest frame, if less than the server takes | none |
+//! | `max_undelivered` | how much may wait for the reader | `16MiB` |
+//! | `propagation` | how long a cluster may take to spread a subscription | `250ms` with several hosts, else `0ms` |
 //! | `durable` | `true`: JetStream; the following need it | `false` |
 //! | `stream` | name of the stream | the subject, `-` for `.` |
 //! | `storage` | `memory` or `file` | `memory` |
 //! | `replicas` | servers that keep it, 1 to 5 | 1 |
-//! | `max_age_ms` | how long frames are kept | 120,000 |
-//! | `max_bytes` | how many bytes are kept | 256 MiB |
+//! | `max_age` | how long frames are kept | `2m` |
+//! | `max_bytes` | how much is kept | `256MiB` |
 //! | `create` | `false`: the stream must be there | `true` |
 //!
 //! # Versions
@@ -113,9 +114,8 @@ mod inbox;
 mod shared;
 mod subscriptions;
 mod thread;
-mod tls;
 mod url;
 
+pub use backplane_tls::{Tls, TlsIdentity, TlsRoots};
 pub use bus::NatsBus;
 pub use config::{Credentials, Durable, NatsConfig, NatsServer, Storage};
-pub use tls::{Tls, TlsIdentity, TlsRoots};

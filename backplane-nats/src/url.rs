@@ -1,35 +1,11 @@
 //! A configuration from a URL, strictly: what is not understood is an error that names it.
 
-use std::collections::HashSet;
-use std::time::Duration;
-
-use backplane_core::{Error, ErrorKind, Result};
-use percent_encoding::percent_decode_str;
+use backplane_core::Result;
+use backplane_core::parameters::{Parameters, invalid, percent_decode, read_file};
+use backplane_tls::TlsFiles;
 use url::{Host, Url};
 
 use crate::config::{Credentials, Durable, NatsConfig, NatsServer, Storage};
-use crate::tls::{Tls, TlsIdentity, TlsRoots};
-
-/// Every query parameter that [`NatsConfig::from_url`] knows.
-const PARAMETERS: &[&str] = &[
-    "subject",
-    "inbox",
-    "creds",
-    "nkey",
-    "ca",
-    "cert",
-    "key",
-    "max_frame",
-    "max_undelivered",
-    "propagation_ms",
-    "durable",
-    "stream",
-    "storage",
-    "replicas",
-    "max_age_ms",
-    "max_bytes",
-    "create",
-];
 
 impl NatsConfig {
     /// Reads `nats://[user:password@|token@]host[:port][,host[:port]...][?parameters]`, or `tls://` for TLS. The
@@ -48,20 +24,16 @@ impl NatsConfig {
     /// ```
     ///
     /// # Errors
-    /// [`InvalidConfig`](ErrorKind::InvalidConfig) when something in the URL is unknown, given twice or cannot work.
+    /// [`InvalidConfig`](backplane_core::ErrorKind::InvalidConfig) when something in the URL is unknown, given twice or cannot work.
     pub fn from_url(text: &str) -> Result<Self> {
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| invalid("the URL cannot be read"))?;
+        let (address, mut parameters) = Parameters::of(text)?;
+        let (scheme, authority) =
+            address.split_once("://").ok_or_else(|| invalid("the URL cannot be read"))?;
         let tls = match scheme {
             "nats" => false,
             "tls" => true,
             _ => return Err(invalid("the NATS bus takes the schemes nats and tls")),
         };
-        if rest.contains('#') {
-            return Err(invalid(
-                "a fragment (#...) has no meaning here; certificates are always verified, `ca` names a private CA",
-            ));
-        }
-        let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
         let authority = authority.strip_suffix('/').unwrap_or(authority);
         if authority.contains('/') && !authority.contains("://") {
             return Err(invalid("a path has no meaning here; write `/` in a password as %2F"));
@@ -73,12 +45,13 @@ impl NatsConfig {
             credentials: credentials.map_or(Ok(Credentials::None), read_credentials)?,
             ..Self::default()
         };
-        let mut files = TlsFiles::default();
-        read_parameters(query, &mut config, &mut files)?;
+        read_parameters(&mut parameters, &mut config)?;
+        let files = TlsFiles::take(&mut parameters);
+        parameters.finish(scheme)?;
         if tls {
             config.tls = Some(files.open()?);
-        } else if files != TlsFiles::default() {
-            return Err(invalid("`ca`, `cert` and `key` need TLS: write tls://"));
+        } else {
+            files.refuse("tls://")?;
         }
         config.validate()?;
         Ok(config)
@@ -104,8 +77,7 @@ fn server(scheme: &str, text: &str) -> Result<NatsServer> {
 
 fn read_credentials(text: &str) -> Result<Credentials> {
     let decoded = |text: &str| {
-        let text = percent_decode_str(text).decode_utf8();
-        text.map(Into::into).map_err(|_| invalid("user, password or token is not percent-encoded UTF-8"))
+        percent_decode(text).ok_or_else(|| invalid("user, password or token is not percent-encoded UTF-8"))
     };
     match text.split_once(':') {
         Some((user, password)) => {
@@ -115,69 +87,48 @@ fn read_credentials(text: &str) -> Result<Credentials> {
     }
 }
 
-fn read_parameters(query: &str, config: &mut NatsConfig, files: &mut TlsFiles) -> Result<()> {
-    let mut seen = HashSet::new();
-    let mut durable = Durable::default();
-    let (mut is_durable, mut needs_durable) = (false, None);
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-        if PARAMETERS.contains(&&*name) && !seen.insert(name.clone()) {
-            return Err(invalid(format!("the parameter `{name}` is given twice")));
-        }
-        match &*name {
-            "subject" => config.subject = value.into_owned(),
-            "inbox" => config.inbox = value.into_owned(),
-            "creds" => set_credentials(config, Credentials::CredentialsFile(read_text(&name, &value)?))?,
-            "nkey" => {
-                let seed = read_text(&name, &value)?;
-                // As the tools write it: comments, then the seed.
-                let seed =
-                    seed.lines().map(str::trim).find(|line| line.starts_with("SU")).unwrap_or(seed.trim());
-                set_credentials(config, Credentials::NkeySeed(seed.to_owned()))?;
-            }
-            "ca" => files.ca = Some(value.into_owned()),
-            "cert" => files.cert = Some(value.into_owned()),
-            "key" => files.key = Some(value.into_owned()),
-            "max_frame" => config.max_frame = Some(number(&name, &value)?),
-            "max_undelivered" => config.max_undelivered = number(&name, &value)?,
-            "propagation_ms" => config.propagation = Some(Duration::from_millis(number(&name, &value)?)),
-            "durable" => is_durable = switch(&name, &value)?,
-            "stream" | "storage" | "replicas" | "max_age_ms" | "max_bytes" | "create" => {
-                needs_durable = Some(name.clone().into_owned());
-                read_durable(&name, &value, &mut durable)?;
-            }
-            _ => {
-                let known = PARAMETERS.join(", ");
-                return Err(invalid(format!(
-                    "unknown parameter `{}`; known are {known}",
-                    name.escape_debug()
-                )));
-            }
-        }
+fn read_parameters(parameters: &mut Parameters<'_>, config: &mut NatsConfig) -> Result<()> {
+    if let Some(subject) = parameters.take("subject") {
+        config.subject = subject;
     }
-    if is_durable {
-        config.durable = Some(durable);
-    } else if let Some(name) = needs_durable {
-        return Err(invalid(format!("`{name}` needs `durable=true`")));
+    if let Some(inbox) = parameters.take("inbox") {
+        config.inbox = inbox;
     }
+    if let Some(path) = parameters.take("creds") {
+        set_credentials(config, Credentials::CredentialsFile(read_text("creds", &path)?))?;
+    }
+    if let Some(path) = parameters.take("nkey") {
+        let seed = read_text("nkey", &path)?;
+        // As the tools write it: comments, then the seed.
+        let seed = seed.lines().map(str::trim).find(|line| line.starts_with("SU")).unwrap_or(seed.trim());
+        set_credentials(config, Credentials::NkeySeed(seed.to_owned()))?;
+    }
+    parameters.size("max_frame", &mut config.max_frame)?;
+    parameters.size("max_undelivered", &mut config.max_undelivered)?;
+    parameters.duration("propagation", &mut config.propagation)?;
+    config.durable = read_durable(parameters)?;
     Ok(())
 }
 
-fn read_durable(name: &str, value: &str, durable: &mut Durable) -> Result<()> {
-    match name {
-        "stream" => durable.stream = Some(value.to_owned()),
-        "storage" => {
-            durable.storage = match value {
-                "memory" => Storage::Memory,
-                "file" => Storage::File,
-                _ => return Err(invalid("`storage` must be memory or file")),
-            };
-        }
-        "replicas" => durable.replicas = number(name, value)?,
-        "max_age_ms" => durable.max_age = Duration::from_millis(number(name, value)?),
-        "max_bytes" => durable.max_bytes = number(name, value)?,
-        _ => durable.create = switch(name, value)?,
+/// JetStream, when `durable=true`.
+fn read_durable(parameters: &mut Parameters<'_>) -> Result<Option<Durable>> {
+    let (mut is_durable, mut durable) = (false, Durable::default());
+    parameters.flag("durable", &mut is_durable)?;
+    let needs_it = ["stream", "storage", "replicas", "max_age", "max_bytes", "create"];
+    if let Some(name) = needs_it.into_iter().find(|name| !is_durable && parameters.has(name)) {
+        return Err(invalid(format!("`{name}` needs `durable=true`")));
     }
-    Ok(())
+    durable.stream = parameters.take("stream");
+    parameters.parse("storage", &mut durable.storage, "memory or file", |text| match text {
+        "memory" => Some(Storage::Memory),
+        "file" => Some(Storage::File),
+        _ => None,
+    })?;
+    parameters.number("replicas", &mut durable.replicas)?;
+    parameters.duration("max_age", &mut durable.max_age)?;
+    parameters.size("max_bytes", &mut durable.max_bytes)?;
+    parameters.flag("create", &mut durable.create)?;
+    Ok(is_durable.then_some(durable))
 }
 
 fn set_credentials(config: &mut NatsConfig, credentials: Credentials) -> Result<()> {
@@ -188,54 +139,17 @@ fn set_credentials(config: &mut NatsConfig, credentials: Credentials) -> Result<
     Ok(())
 }
 
-/// The files of TLS that the URL names.
-#[derive(Default, PartialEq)]
-struct TlsFiles {
-    ca: Option<String>,
-    cert: Option<String>,
-    key: Option<String>,
-}
-
-impl TlsFiles {
-    fn open(self) -> Result<Tls> {
-        let roots = match self.ca {
-            Some(path) => TlsRoots::Pem(read("ca", &path)?),
-            None => TlsRoots::System,
-        };
-        let identity = match (self.cert, self.key) {
-            (Some(cert), Some(key)) => {
-                Some(TlsIdentity { certificates_pem: read("cert", &cert)?, key_pem: read("key", &key)? })
-            }
-            (None, None) => None,
-            _ => return Err(invalid("`cert` and `key` belong together")),
-        };
-        Tls::new(roots, identity)
-    }
-}
-
-fn read(name: &str, path: &str) -> Result<Vec<u8>> {
-    std::fs::read(path)
-        .map_err(|error| invalid(format!("`{name}`: the file {path} cannot be read")).with_source(error))
-}
-
 fn read_text(name: &str, path: &str) -> Result<String> {
-    String::from_utf8(read(name, path)?).map_err(|_| invalid(format!("`{name}`: the file {path} is no text")))
-}
-
-fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
-    value.parse().map_err(|_| invalid(format!("`{name}` must be a whole number")))
-}
-
-fn switch(name: &str, value: &str) -> Result<bool> {
-    value.parse().map_err(|_| invalid(format!("`{name}` must be true or false")))
-}
-
-fn invalid(context: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidConfig, "open").with_context(context)
+    let text = String::from_utf8(read_file(name, path)?);
+    text.map_err(|_| invalid(format!("`{name}`: the file {path} is no text")))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use backplane_core::ErrorKind;
+
     use super::*;
 
     fn refused(url: &str) -> (ErrorKind, String) {
@@ -247,7 +161,7 @@ mod tests {
     fn every_part_of_a_url_is_read() {
         let config = NatsConfig::from_url(
             "nats://us%40er:p%3Aw@[::1]:7000,two:1,nats://three/?subject=app.eu&inbox=_IN&max_frame=1000\
-             &max_undelivered=70000&propagation_ms=20&durable=true&stream=S&storage=file&replicas=3&max_age_ms=60000\
+             &max_undelivered=70000&propagation=20ms&durable=true&stream=S&storage=file&replicas=3&max_age=1m\
              &max_bytes=2097152&create=false",
         )
         .unwrap();
@@ -280,13 +194,14 @@ mod tests {
     fn what_is_not_understood_is_named() {
         for (url, named) in [
             ("nats://localhost?wire=native", "`wire`"),
-            ("nats://localhost?wire=native", "propagation_ms"),
+            ("nats://localhost?wire=native", "propagation"),
             ("nats://localhost?durable=yes", "`durable`"),
             ("nats://localhost?durable=true&durable=true", "given twice"),
             ("nats://localhost?storage=file", "`durable=true`"),
+            ("nats://localhost?durable=false&create=true", "`durable=true`"),
             ("nats://localhost?durable=true&storage=tape", "`storage`"),
             ("nats://localhost?durable=true&replicas=6", "replicas"),
-            ("nats://localhost?durable=true&max_age_ms=1", "max_age"),
+            ("nats://localhost?durable=true&max_age=1ms", "max_age"),
             ("nats://localhost?durable=true&max_bytes=1", "max_bytes"),
             ("nats://localhost?durable=true&stream=a.b", "stream"),
             ("nats://localhost?subject=a.*", "subject"),

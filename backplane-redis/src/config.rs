@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backplane_core::{Error, ErrorKind, Result};
 
-use crate::tls::Tls;
+use backplane_tls::Tls;
 
 /// Where Redis is and how to speak to it. Start from `default()` or [`RedisConfig::from_url`] and set what differs.
 /// `Debug` hides credentials.

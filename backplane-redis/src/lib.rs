@@ -48,6 +48,7 @@
 //!
 //! # URL
 //! `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS. Anything else is refused by name.
+//! Durations have a unit (`500ms`, `10s`, `2m`); sizes are bytes, or have one (`64KiB`, `16MiB`).
 //!
 //! | parameter | meaning | default |
 //! |---|---|---|
@@ -55,9 +56,9 @@
 //! | `ca` | file with the only CAs to trust, PEM | the system's |
 //! | `cert`, `key` | files with our certificate and its key, PEM | none |
 //! | `cluster` | `true`: the server is a node of a Redis Cluster | `false` |
-//! | `max_frame` | largest frame in bytes | 16 MiB |
-//! | `max_undelivered` | most bytes that wait for the reader | 16 MiB |
-//! | `command_timeout_ms` | how long a command may wait for its answer | the heartbeat bound |
+//! | `max_frame` | largest frame | `16MiB` |
+//! | `max_undelivered` | how much may wait for the reader | `16MiB` |
+//! | `command_timeout` | how long a command may wait for its answer | the heartbeat bound |
 //!
 //! # How it is built
 //! Set-up (addresses, authentication, `HELLO`) uses the `redis` crate. The two connections themselves are driven by one
@@ -78,9 +79,8 @@ mod socket;
 mod subscriber;
 mod subscriptions;
 mod task;
-mod tls;
 mod url;
 
+pub use backplane_tls::{Tls, TlsIdentity, TlsRoots};
 pub use bus::RedisBus;
 pub use config::{RedisConfig, Resp};
-pub use tls::{Tls, TlsIdentity, TlsRoots};

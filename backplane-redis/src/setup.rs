@@ -9,7 +9,6 @@ use crate::config::{RedisConfig, Resp};
 use crate::refusal::refusal;
 use crate::resp;
 use crate::socket::Socket;
-use crate::tls;
 
 /// A connection that is ready, and whether its server is a cluster node.
 pub(crate) struct Ready {
@@ -132,7 +131,7 @@ async fn reply(config: &RedisConfig, socket: &mut Socket, input: &mut BytesMut) 
 }
 
 fn broken(config: &RedisConfig, error: std::io::Error) -> Error {
-    if let Some(refused) = tls::late_refusal(&error) {
+    if let Some(refused) = backplane_tls::late_refusal(&error) {
         return refused;
     }
     let hint = match (error.kind(), config.tls.is_some()) {

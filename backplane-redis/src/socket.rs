@@ -13,7 +13,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::RedisConfig;
-use crate::tls;
 
 pub(crate) enum Socket {
     Plain(TcpStream),
@@ -35,10 +34,10 @@ impl Socket {
                 .with_context(format!("`{}` is no host name that a certificate can prove", config.host))
                 .with_source(error)
         })?;
-        let stream = TlsConnector::from(settings.config.clone())
+        let stream = TlsConnector::from(settings.config().clone())
             .connect(name, stream)
             .await
-            .map_err(|error| tls::handshake_failed(error, &config.host))?;
+            .map_err(|error| backplane_tls::handshake_failed(error, &config.host))?;
         Ok(Self::Tls(Box::new(stream)))
     }
 

@@ -1,27 +1,12 @@
 //! A configuration from a URL, strictly: what is not understood is an error that names it.
 
-use std::collections::HashSet;
-use std::time::Duration;
-
+use backplane_core::parameters::{Parameters, invalid};
 use backplane_core::{Error, ErrorKind, Result};
+use backplane_tls::TlsFiles;
 use redis::IntoConnectionInfo;
 use url::Url;
 
 use crate::config::{RedisConfig, Resp};
-use crate::tls::{Tls, TlsIdentity, TlsRoots};
-
-/// Every query parameter that [`RedisConfig::from_url`] knows.
-const PARAMETERS: &[&str] = &[
-    "resp",
-    "protocol",
-    "ca",
-    "cert",
-    "key",
-    "cluster",
-    "max_frame",
-    "max_undelivered",
-    "command_timeout_ms",
-];
 
 impl RedisConfig {
     /// Reads `redis://[user:password@]host[:port][/database][?parameters]`, or `rediss://` for TLS. The parameters are
@@ -43,35 +28,54 @@ impl RedisConfig {
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) when something in the URL is unknown, given twice or cannot work;
     /// [`Unsupported`](ErrorKind::Unsupported) for Sentinel and Cluster URLs, with what to do instead.
     pub fn from_url(text: &str) -> Result<Self> {
+        let (address, mut parameters) = Parameters::of(text)?;
         // The parser's own error never repeats the text, which may hold a password.
-        let url = Url::parse(text).map_err(|error| invalid("the URL cannot be read").with_source(error))?;
+        let url =
+            Url::parse(address).map_err(|error| invalid("the URL cannot be read").with_source(error))?;
         let tls = match url.scheme() {
             "redis" => false,
             "rediss" => true,
             scheme => return Err(foreign_scheme(scheme)),
         };
-        if url.fragment().is_some() {
-            return Err(invalid(
-                "a fragment (#...) has no meaning here; certificates are always verified, `ca` names a private CA",
-            ));
-        }
         let mut config = base(&url)?;
-        let mut files = TlsFiles::default();
-        read_parameters(&url, &mut config, &mut files)?;
+        read_resp(&mut parameters, &mut config)?;
+        parameters.flag("cluster", &mut config.cluster)?;
+        parameters.size("max_frame", &mut config.max_frame)?;
+        parameters.size("max_undelivered", &mut config.max_undelivered)?;
+        parameters.duration("command_timeout", &mut config.command_timeout)?;
+        let files = TlsFiles::take(&mut parameters);
+        parameters.finish(url.scheme())?;
         if tls {
             config.tls = Some(files.open()?);
-        } else if files != TlsFiles::default() {
-            return Err(invalid("`ca`, `cert` and `key` need TLS: write rediss://"));
+        } else {
+            files.refuse("rediss://")?;
         }
         config.validate()?;
         Ok(config)
     }
 }
 
+/// Two names for the version of the protocol.
+fn read_resp(parameters: &mut Parameters<'_>, config: &mut RedisConfig) -> Result<()> {
+    let version = |text: &str| match text {
+        "2" | "resp2" => Some(Resp::V2),
+        "3" | "resp3" => Some(Resp::V3),
+        _ => None,
+    };
+    let (mut resp, mut protocol) = (None, None);
+    for (name, field) in [("resp", &mut resp), ("protocol", &mut protocol)] {
+        parameters.parse(name, field, "2 or 3 (or resp2, resp3)", |text| version(text).map(Some))?;
+    }
+    config.resp = match (resp, protocol) {
+        (Some(_), Some(_)) => return Err(invalid("`resp` and `protocol` mean the same: give one")),
+        (one, other) => one.or(other).unwrap_or(config.resp),
+    };
+    Ok(())
+}
+
 /// Host, port, database and credentials, as the `redis` crate reads them.
 fn base(url: &Url) -> Result<RedisConfig> {
     let mut bare = url.clone();
-    bare.set_query(None);
     // TLS is ours, so the crate need not be built with it.
     bare.set_scheme("redis").map_err(|()| invalid("the URL has no authority"))?;
     let parsed =
@@ -92,80 +96,6 @@ fn base(url: &Url) -> Result<RedisConfig> {
     })
 }
 
-fn read_parameters(url: &Url, config: &mut RedisConfig, files: &mut TlsFiles) -> Result<()> {
-    let mut seen = HashSet::new();
-    for (name, value) in url.query_pairs() {
-        // Both names mean the version of the protocol.
-        let identity = if name == "protocol" { "resp".into() } else { name.clone() };
-        if PARAMETERS.contains(&&*name) && !seen.insert(identity) {
-            return Err(invalid(format!("the parameter `{name}` is given twice")));
-        }
-        match &*name {
-            "resp" | "protocol" => {
-                config.resp = match &*value {
-                    "2" | "resp2" => Resp::V2,
-                    "3" | "resp3" => Resp::V3,
-                    _ => return Err(invalid(format!("`{name}` must be 2 or 3 (or resp2, resp3)"))),
-                };
-            }
-            "cluster" => {
-                config.cluster = match &*value {
-                    "true" => true,
-                    "false" => false,
-                    _ => return Err(invalid("`cluster` must be true or false")),
-                };
-            }
-            "max_frame" => config.max_frame = number(&name, &value)?,
-            "max_undelivered" => config.max_undelivered = number(&name, &value)?,
-            "command_timeout_ms" => {
-                config.command_timeout = Some(Duration::from_millis(number(&name, &value)?));
-            }
-            "ca" => files.ca = Some(value.into_owned()),
-            "cert" => files.cert = Some(value.into_owned()),
-            "key" => files.key = Some(value.into_owned()),
-            _ => {
-                let known = PARAMETERS.join(", ");
-                return Err(invalid(format!("unknown parameter `{name}`; known are {known}")));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The files of TLS that the URL names.
-#[derive(Default, PartialEq)]
-struct TlsFiles {
-    ca: Option<String>,
-    cert: Option<String>,
-    key: Option<String>,
-}
-
-impl TlsFiles {
-    fn open(self) -> Result<Tls> {
-        let roots = match self.ca {
-            Some(path) => TlsRoots::Pem(read("ca", &path)?),
-            None => TlsRoots::System,
-        };
-        let identity = match (self.cert, self.key) {
-            (Some(cert), Some(key)) => {
-                Some(TlsIdentity { certificates_pem: read("cert", &cert)?, key_pem: read("key", &key)? })
-            }
-            (None, None) => None,
-            _ => return Err(invalid("`cert` and `key` belong together")),
-        };
-        Tls::new(roots, identity)
-    }
-}
-
-fn read(name: &str, path: &str) -> Result<Vec<u8>> {
-    std::fs::read(path)
-        .map_err(|error| invalid(format!("`{name}`: the file {path} cannot be read")).with_source(error))
-}
-
-fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
-    value.parse().map_err(|_| invalid(format!("`{name}` must be a whole number")))
-}
-
 fn foreign_scheme(scheme: &str) -> Error {
     let sentence = match scheme {
         "redis+sentinel" | "rediss+sentinel" | "redis-sentinel" | "rediss-sentinel" => {
@@ -184,12 +114,10 @@ fn foreign_scheme(scheme: &str) -> Error {
     Error::new(ErrorKind::Unsupported, "open").with_context(sentence)
 }
 
-fn invalid(context: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidConfig, "open").with_context(context)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn refused(url: &str) -> (ErrorKind, String) {
@@ -201,7 +129,7 @@ mod tests {
     fn every_part_of_a_url_is_read() {
         let config = RedisConfig::from_url(
             "redis://us%40er:p%3Aw@[::1]:7000/3?protocol=resp3&cluster=true&max_frame=1000&max_undelivered=70000\
-             &command_timeout_ms=250",
+             &command_timeout=250ms",
         )
         .unwrap();
         assert_eq!((config.host.as_str(), config.port, config.database), ("::1", 7000, 3));
@@ -220,9 +148,9 @@ mod tests {
     fn what_is_not_understood_is_named() {
         for (url, named) in [
             ("redis://localhost?wire=native", "`wire`"),
-            ("redis://localhost?wire=native", "command_timeout_ms"),
+            ("redis://localhost?wire=native", "command_timeout"),
             ("redis://localhost?resp=4", "`resp`"),
-            ("redis://localhost?resp=2&protocol=3", "`protocol` is given twice"),
+            ("redis://localhost?resp=2&protocol=3", "`resp` and `protocol`"),
             ("redis://localhost?cluster=yes", "`cluster`"),
             ("redis://localhost?max_frame=1k", "`max_frame`"),
             ("redis://localhost?max_frame=0", "max_frame"),

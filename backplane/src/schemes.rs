@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use backplane_core::memory::MemoryConfig;
+use backplane_core::parameters::{Parameters, invalid};
 use backplane_core::{Bus, Error, ErrorKind, MemoryBus, Result, Router, RouterConfig};
 
 use crate::open::Resolved;
-use crate::query::{self, Parameters, invalid};
+use crate::query;
 
 type Opener = Arc<dyn Fn(&str) -> Result<Arc<dyn Bus>> + Send + Sync>;
 
@@ -90,7 +91,7 @@ impl Schemes {
             return Ok(Resolved { bus: opener(url)?, config: RouterConfig::default() });
         }
         let (config, rest) = query::split(url)?;
-        Ok(Resolved { bus: opener(&rest)?, config })
+        Ok(Resolved { bus: opener(&rest).map_err(query::tell_ours)?, config })
     }
 
     /// As [`open`](crate::open()), with these schemes.
@@ -234,7 +235,7 @@ fn open_memory(url: &str) -> Result<Arc<dyn Bus>> {
     parameters.number("inbox_frames", &mut config.inbox_frames)?;
     parameters.size("inbox_bytes", &mut config.inbox_bytes)?;
     parameters.number("history", &mut config.history)?;
-    parameters.finish("memory", &["max_frame", "inbox_frames", "inbox_bytes", "history"])?;
+    parameters.finish("memory")?;
     Ok(Arc::new(MemoryBus::with_config(config)))
 }
 

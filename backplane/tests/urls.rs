@@ -82,8 +82,8 @@ fn unknown_parameters_are_refused_with_a_list_of_those_that_exist() {
 
 #[test]
 fn repeated_parameters_are_refused_however_they_are_written() {
-    invalid("memory:?hub=a&hub=a", "`hub` occurs twice");
-    invalid("memory:?max_frame=1&m%61x_frame=2", "`max_frame` occurs twice");
+    invalid("memory:?hub=a&hub=a", "`hub` is given twice");
+    invalid("memory:?max_frame=1&m%61x_frame=2", "`max_frame` is given twice");
 }
 
 #[test]

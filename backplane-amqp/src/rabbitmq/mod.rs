@@ -59,6 +59,7 @@
 //! # URL
 //! `amqp://[user:password@]host[:port][,host[:port]...][/vhost]`, or `amqps://` for TLS. The virtual host is
 //! percent-encoded (`/` in its name is `%2F`); without one it is `/`. Anything unknown is refused by name.
+//! Durations have a unit (`500ms`, `10s`, `2m`); sizes are bytes, or have one (`64KiB`, `16MiB`).
 //!
 //! | parameter | meaning | default |
 //! |---|---|---|
@@ -66,11 +67,11 @@
 //! | `create` | `false`: the exchange is there already | `true` |
 //! | `buckets` | bind hash buckets instead of topics: 2 to 4,096, alike on all nodes; `0`: topics | `0` |
 //! | `prefetch` | frames that the broker sends ahead of the reader | `1000` |
-//! | `max_queue_bytes` | most bytes that wait in the node's queue | 64 MiB |
-//! | `message_ttl_ms` | how long a frame may wait there | `60000` |
-//! | `unbind_after_ms` | how long a binding outlives the interest in it | `30000` |
-//! | `max_frame` | largest frame in bytes | 16 MiB less 64 KiB |
-//! | `command_timeout_ms` | how long a command may wait for its answer | the heartbeat bound, at least 5 s |
+//! | `max_queue_bytes` | how much may wait in the node's queue | `64MiB` |
+//! | `message_ttl` | how long a frame may wait there | `60s` |
+//! | `unbind_after` | how long a binding outlives the interest in it | `30s` |
+//! | `max_frame` | largest frame | 16 MiB less 64 KiB |
+//! | `command_timeout` | how long a command may wait for its answer | the heartbeat bound, at least 5 s |
 //! | `ca` | file with the only CAs to trust, PEM | the system's |
 //! | `cert`, `key` | files with our certificate and its key, PEM | none |
 //!

@@ -3,13 +3,11 @@
 use backplane_core::{Error, ErrorKind};
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
-use crate::tls;
-
 /// The error of `operation`, which was about `subject`. The broker's text is kept: it names users, queues and exchanges,
 /// never a password.
 pub(super) fn refusal(operation: &'static str, subject: &str, error: lapin::Error) -> Error {
     if let lapin::ErrorKind::IOError(io) = error.kind()
-        && let Some(refused) = tls::late_refusal(io)
+        && let Some(refused) = backplane_tls::late_refusal(io)
     {
         return refused;
     }

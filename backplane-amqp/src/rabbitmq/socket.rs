@@ -26,7 +26,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::config::{RabbitAddress, RabbitConfig};
-use crate::tls;
 
 /// What both ends of the cut know.
 pub(super) struct Cable {
@@ -99,10 +98,10 @@ impl Socket {
                         ))
                         .with_source(error)
                 })?;
-                let stream = TlsConnector::from(settings.config.clone())
+                let stream = TlsConnector::from(settings.config().clone())
                     .connect(name, stream)
                     .await
-                    .map_err(|error| tls::handshake_failed(error, &address.host))?;
+                    .map_err(|error| backplane_tls::handshake_failed(error, &address.host))?;
                 Transport::Tls(Box::new(stream))
             }
         };

@@ -1,27 +1,11 @@
 //! A configuration from a URL, strictly: what is not understood is an error that names it.
 
 use backplane_core::Result;
-use percent_encoding::percent_decode_str;
+use backplane_core::parameters::{Parameters, invalid, percent_decode};
+use backplane_tls::TlsFiles;
 use url::Url;
 
 use super::config::{RabbitAddress, RabbitConfig};
-use crate::parameters::{Parameters, invalid};
-
-/// Every query parameter that [`RabbitConfig::from_url`] knows.
-const PARAMETERS: &[&str] = &[
-    "exchange",
-    "create",
-    "buckets",
-    "prefetch",
-    "max_queue_bytes",
-    "message_ttl_ms",
-    "unbind_after_ms",
-    "max_frame",
-    "command_timeout_ms",
-    "ca",
-    "cert",
-    "key",
-];
 
 impl RabbitConfig {
     /// Reads `amqp://[user:password@]host[:port][,host[:port]...][/vhost][?parameters]`, or `amqps://` for TLS. The
@@ -43,7 +27,8 @@ impl RabbitConfig {
     /// [`InvalidConfig`](backplane_core::ErrorKind::InvalidConfig) when something in the URL is unknown, given twice or
     /// cannot work.
     pub fn from_url(text: &str) -> Result<Self> {
-        let (scheme, hosts, one) = split_hosts(text)?;
+        let (address, parameters) = Parameters::of(text)?;
+        let (scheme, hosts, one) = split_hosts(address)?;
         // The parser's own error never repeats the text, which may hold a password.
         let url = Url::parse(&one).map_err(|error| invalid("the URL cannot be read").with_source(error))?;
         let tls = match scheme {
@@ -53,11 +38,8 @@ impl RabbitConfig {
                 return Err(invalid(format!("`{scheme}` is no scheme of RabbitMQ; it takes amqp and amqps")));
             }
         };
-        if url.fragment().is_some() {
-            return Err(invalid("a fragment (#...) has no meaning here"));
-        }
         let addresses =
-            hosts.into_iter().map(|host| address(scheme, host, tls)).collect::<Result<Vec<_>>>()?;
+            hosts.into_iter().map(|host| read_address(scheme, host, tls)).collect::<Result<Vec<_>>>()?;
         let mut config = Self { addresses, ..Self::default() };
         if !url.username().is_empty() {
             config.username = decoded("user", url.username())?;
@@ -74,7 +56,7 @@ impl RabbitConfig {
         if !path.is_empty() {
             config.vhost = decoded("virtual host", path)?;
         }
-        read_parameters(&url, &mut config, tls)?;
+        read_parameters(parameters, scheme, &mut config)?;
         config.validate()?;
         Ok(config)
     }
@@ -83,7 +65,7 @@ impl RabbitConfig {
 /// The scheme, the hosts, and the same URL with the first host only: several are no part of what URLs can say.
 fn split_hosts(text: &str) -> Result<(&str, Vec<&str>, String)> {
     let (scheme, rest) = text.split_once("://").ok_or_else(|| invalid("the URL names no host"))?;
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let end = rest.find('/').unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
     let (credentials, hosts) = match authority.rfind('@') {
         Some(at) => authority.split_at(at + 1),
@@ -94,7 +76,7 @@ fn split_hosts(text: &str) -> Result<(&str, Vec<&str>, String)> {
     Ok((scheme, hosts, one))
 }
 
-fn address(scheme: &str, text: &str, tls: bool) -> Result<RabbitAddress> {
+fn read_address(scheme: &str, text: &str, tls: bool) -> Result<RabbitAddress> {
     let wrong = || invalid("an address cannot be read; write HOST or HOST:PORT, separated by commas");
     let url = Url::parse(&format!("{scheme}://{text}")).map_err(|error| wrong().with_source(error))?;
     let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
@@ -103,34 +85,30 @@ fn address(scheme: &str, text: &str, tls: bool) -> Result<RabbitAddress> {
 }
 
 fn decoded(what: &str, text: &str) -> Result<String> {
-    let decoded = percent_decode_str(text).decode_utf8();
-    Ok(decoded.map_err(|error| invalid(format!("the {what} is not UTF-8")).with_source(error))?.into_owned())
+    percent_decode(text).ok_or_else(|| invalid(format!("the {what} is not percent-encoded UTF-8")))
 }
 
-fn read_parameters(url: &Url, config: &mut RabbitConfig, tls: bool) -> Result<()> {
-    let parameters = Parameters::read(url, PARAMETERS)?;
-    if let Some(exchange) = parameters.text("exchange") {
-        exchange.clone_into(&mut config.exchange);
+fn read_parameters(mut parameters: Parameters<'_>, scheme: &str, config: &mut RabbitConfig) -> Result<()> {
+    if let Some(exchange) = parameters.take("exchange") {
+        config.exchange = exchange;
     }
-    config.create = parameters.boolean("create")?.unwrap_or(config.create);
-    if let Some(buckets) = parameters.text("buckets") {
-        config.buckets = match buckets {
-            "0" => None,
-            _ => parameters.number("buckets")?,
-        };
+    parameters.flag("create", &mut config.create)?;
+    let mut buckets = config.buckets.unwrap_or_default();
+    parameters.number("buckets", &mut buckets)?;
+    config.buckets = (buckets > 0).then_some(buckets);
+    parameters.number("prefetch", &mut config.prefetch)?;
+    parameters.size("max_queue_bytes", &mut config.max_queue_bytes)?;
+    parameters.duration("message_ttl", &mut config.message_ttl)?;
+    parameters.duration("unbind_after", &mut config.unbind_after)?;
+    parameters.size("max_frame", &mut config.max_frame)?;
+    parameters.duration("command_timeout", &mut config.command_timeout)?;
+    let files = TlsFiles::take(&mut parameters);
+    parameters.finish(scheme)?;
+    if scheme == "amqps" {
+        config.tls = Some(files.open()?);
+        return Ok(());
     }
-    config.prefetch = parameters.number("prefetch")?.unwrap_or(config.prefetch);
-    config.max_queue_bytes = parameters.number("max_queue_bytes")?.unwrap_or(config.max_queue_bytes);
-    config.message_ttl = parameters.milliseconds("message_ttl_ms")?.unwrap_or(config.message_ttl);
-    config.unbind_after = parameters.milliseconds("unbind_after_ms")?.unwrap_or(config.unbind_after);
-    config.max_frame = parameters.number("max_frame")?.unwrap_or(config.max_frame);
-    config.command_timeout = parameters.milliseconds("command_timeout_ms")?;
-    if tls {
-        config.tls = Some(parameters.tls()?);
-    } else {
-        parameters.no_tls("amqps://")?;
-    }
-    Ok(())
+    files.refuse("amqps://")
 }
 
 #[cfg(test)]
@@ -155,7 +133,7 @@ mod tests {
     fn every_part_of_a_url_is_read() {
         let config = read(
             "amqp://us%40er:p%2Fw@[::1]:7000,rabbit-2,10.0.0.3:9/a%2Fb?exchange=chat&create=false&buckets=512&prefetch=7\
-             &max_queue_bytes=100000&message_ttl_ms=2000&unbind_after_ms=0&max_frame=1000&command_timeout_ms=250",
+             &max_queue_bytes=100000&message_ttl=2s&unbind_after=0s&max_frame=1000&command_timeout=250ms",
         );
         let addresses: Vec<_> = config.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["[::1]:7000", "rabbit-2:5672", "10.0.0.3:9"]);
@@ -187,20 +165,20 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_named() {
         for (url, named) in [
-            ("amqp://localhost?heartbeat=3", "`heartbeat`; known are exchange, create"),
+            ("amqp://localhost?heartbeat=3", "`heartbeat`; it knows exchange, create"),
             ("amqp://localhost?prefetch=1&prefetch=2", "`prefetch` is given twice"),
             ("amqp://localhost?prefetch=0", "prefetch must be at least 1"),
             ("amqp://localhost?prefetch=70000", "`prefetch` must be a whole number"),
             ("amqp://localhost?create=yes", "`create` must be true or false"),
             ("amqp://localhost?buckets=1", "buckets must be from 2"),
             ("amqp://localhost?exchange=amq.direct", "`amq.`"),
-            ("amqp://localhost?message_ttl_ms=10", "message_ttl"),
+            ("amqp://localhost?message_ttl=10ms", "message_ttl"),
             ("amqp://localhost?max_frame=0", "max_frame"),
             ("amqp://localhost/a/b", "%2F"),
             ("amqp://user@localhost", "needs a password"),
             ("amqp://localhost?ca=/x.pem", "amqps://"),
             ("amqps://localhost?ca=/no/such/file.pem", "/no/such/file.pem"),
-            ("amqp://localhost#x", "fragment"),
+            ("amqp://localhost#x", "%23"),
             ("amqp://a,:5672", "an address"),
             ("http://localhost", "`http`"),
             ("localhost", "names no host"),

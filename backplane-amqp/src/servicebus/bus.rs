@@ -8,6 +8,7 @@ use backplane_core::{
     Attach, Bus, Capabilities, Error, ErrorKind, Limits, Link, LinkSender, Outgoing, Result, Topic,
     TopicSyntax,
 };
+use backplane_tls::Tls;
 use bytes::Bytes;
 use fe2o3_amqp::link::receiver::CreditMode;
 use fe2o3_amqp::sasl_profile::SaslProfile;
@@ -32,7 +33,6 @@ use super::shared::{Outcomes, Shared};
 use super::task::{LinkTask, MAX_QUESTIONS, Question};
 use super::throttle::Throttle;
 use super::token::Signer;
-use crate::tls::{Tls, TlsRoots};
 
 /// What the sections of a message and a topic of ordinary length may take besides the frame.
 const HEADROOM: usize = 4 << 10;
@@ -71,8 +71,8 @@ impl ServiceBus {
         config.validate()?;
         let tls = || -> Result<_> {
             Ok(match &config.tls {
-                Some(tls) => tls.config.clone(),
-                None => Tls::new(TlsRoots::System, None)?.config,
+                Some(tls) => tls.config().clone(),
+                None => Tls::system()?.config().clone(),
             })
         };
         let signer = match &config.credentials {

@@ -4,10 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use backplane_core::Result;
+use backplane_core::parameters::invalid;
+use backplane_tls::Tls;
 
 use super::filters::Filters;
-use crate::parameters::invalid;
-use crate::tls::Tls;
 
 /// Where the namespace is, who we are there, and which entities we use. Start from `default()` or
 /// [`ServiceBusConfig::from_url`] and set what differs. `Debug` hides credentials.

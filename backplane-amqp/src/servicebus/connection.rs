@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backplane_core::{Error, ErrorKind, Result};
+use backplane_tls::handshake_failed;
 use fe2o3_amqp::connection::ConnectionHandle;
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::session::SessionHandle;
@@ -17,7 +18,6 @@ use tokio_rustls::TlsConnector;
 
 use super::line::{Line, LineState};
 use super::refusal;
-use crate::tls::handshake_failed;
 
 /// How long an orderly end may take before the line is cut.
 const FAREWELL: Duration = Duration::from_secs(1);

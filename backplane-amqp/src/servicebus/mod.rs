@@ -68,6 +68,7 @@
 //! # URL
 //! `servicebus://[key name:key@]host[:port][/topic]`, or Azure's connection string (`Endpoint=sb://...`). Anything else is
 //! refused by name.
+//! Durations have a unit (`500ms`, `10s`, `2m`); sizes are bytes, or have one (`64KiB`, `16MiB`).
 //!
 //! | parameter | meaning | default |
 //! |---|---|---|
@@ -81,13 +82,13 @@
 //! | `management` | `http(s)://host[:port]` of the management interface; `none`: not Service Bus | HTTPS on the host |
 //! | `publish_to`, `receive_from` | addresses, with `management=none` | `/topic/TOPIC` |
 //! | `filters` | `none`, `topics` or a number of buckets, the same on all nodes | `none` |
-//! | `ttl_ms` | how long messages wait for a node | 60,000 |
-//! | `token_lifetime_ms` | life of a token | 3,600,000 |
+//! | `ttl` | how long messages wait for a node | `60s` |
+//! | `token_lifetime` | life of a token | `60m` |
 //! | `prefetch` | most messages sent ahead | 1,000 |
-//! | `pack` | frames share a message up to so many bytes | 61,440 |
-//! | `max_frame` | largest frame in bytes | 1 MiB |
-//! | `max_undelivered` | most bytes that wait for the reader | 16 MiB |
-//! | `publish_timeout_ms` | how long a frame waits for its outcome | the heartbeat bound |
+//! | `pack` | frames share a message up to this size | `60KiB` |
+//! | `max_frame` | largest frame | `1MiB` |
+//! | `max_undelivered` | how much may wait for the reader | `16MiB` |
+//! | `publish_timeout` | how long a frame waits for its outcome | the heartbeat bound |
 //!
 //! # What was tested, and what only Azure can show
 //! Every contract of the conformance suite runs on RabbitMQ 3.10 with its AMQP 1.0 plugin. Tokens, entities, rules, throttling

@@ -1,6 +1,7 @@
 //! What an error of the peer or of the protocol engine means to us.
 
 use backplane_core::{Error, ErrorKind};
+use backplane_tls::late_refusal;
 use fe2o3_amqp::connection::{self, ConnectionStopReason, OpenError};
 use fe2o3_amqp::link::{
     DetachError, LinkStateError, ReceiverAttachError, RecvError, SendError, SenderAttachError,
@@ -10,8 +11,6 @@ use fe2o3_amqp::session::BeginError;
 use fe2o3_amqp::types::definitions::{self, AmqpError, ConnectionError, ErrorCondition, LinkError};
 use fe2o3_amqp::types::messaging::Outcome;
 use fe2o3_amqp::types::sasl::SaslCode;
-
-use crate::tls::late_refusal;
 
 /// The condition that Service Bus names when it throttles.
 const SERVER_BUSY: &str = "com.microsoft:server-busy";

@@ -1,38 +1,12 @@
 //! A configuration from a URL or from Azure's connection string, strictly.
 
-use std::borrow::Cow;
-
 use backplane_core::Result;
-use percent_encoding::percent_decode_str;
+use backplane_core::parameters::{Parameters, invalid, percent_decode};
+use backplane_tls::TlsFiles;
 use url::Url;
 
 use super::config::{Credentials, Entities, ManagementAddress, ServiceBusConfig};
 use super::filters::Filters;
-use crate::parameters::{Parameters, invalid};
-
-/// Every query parameter that [`ServiceBusConfig::from_url`] knows.
-const PARAMETERS: &[&str] = &[
-    "sas_name",
-    "sas_key",
-    "auth",
-    "tls",
-    "ca",
-    "cert",
-    "key",
-    "create",
-    "subscription",
-    "management",
-    "publish_to",
-    "receive_from",
-    "filters",
-    "ttl_ms",
-    "token_lifetime_ms",
-    "prefetch",
-    "pack",
-    "max_frame",
-    "max_undelivered",
-    "publish_timeout_ms",
-];
 
 /// Every key of a connection string that is known here.
 const KEYS: &[&str] =
@@ -82,44 +56,48 @@ impl ServiceBusConfig {
 }
 
 fn decoded(text: &str) -> Result<String> {
-    percent_decode_str(text)
-        .decode_utf8()
-        .map(Cow::into_owned)
-        .map_err(|_| invalid("the credentials are not UTF-8 when decoded"))
+    percent_decode(text).ok_or_else(|| invalid("credentials or topic are not percent-encoded UTF-8"))
 }
 
 fn from_url(text: &str) -> Result<ServiceBusConfig> {
+    let (address, mut parameters) = Parameters::of(text)?;
     // The parser's own error never repeats the text, which may hold a key.
-    let url = Url::parse(text).map_err(|error| invalid("the URL cannot be read").with_source(error))?;
-    if url.fragment().is_some() {
-        return Err(invalid("a fragment (#...) has no meaning here; a `#` in a URL is written %23"));
-    }
-    let parameters = Parameters::read(&url, PARAMETERS)?;
-    let mut config = ServiceBusConfig {
-        host: host_of(&url)?,
-        port: url.port(),
-        plain: !parameters.boolean("tls")?.unwrap_or(true),
-        ..ServiceBusConfig::default()
-    };
-    if config.plain {
-        parameters.no_tls("tls=true")?;
-    } else if ["ca", "cert", "key"].into_iter().any(|name| parameters.text(name).is_some()) {
-        config.tls = Some(parameters.tls()?);
-    }
+    let url = Url::parse(address).map_err(|error| invalid("the URL cannot be read").with_source(error))?;
+    let mut config =
+        ServiceBusConfig { host: host_of(&url)?, port: url.port(), ..ServiceBusConfig::default() };
     let topic = url.path().trim_matches('/');
     if !topic.is_empty() {
         config.topic = decoded(topic)?;
     }
-    config.credentials = credentials(&url, &parameters)?;
-    entities(&parameters, &mut config)?;
-    config.filters = filters(parameters.text("filters"))?;
-    config.ttl = parameters.milliseconds("ttl_ms")?.unwrap_or(config.ttl);
-    config.token_lifetime = parameters.milliseconds("token_lifetime_ms")?.unwrap_or(config.token_lifetime);
-    config.prefetch = parameters.number("prefetch")?.unwrap_or(config.prefetch);
-    config.pack = parameters.number("pack")?.unwrap_or(config.pack);
-    config.max_frame = parameters.number("max_frame")?.unwrap_or(config.max_frame);
-    config.max_undelivered = parameters.number("max_undelivered")?.unwrap_or(config.max_undelivered);
-    config.publish_timeout = parameters.milliseconds("publish_timeout_ms")?;
+    config.credentials = credentials(&url, &mut parameters)?;
+    let mut tls = true;
+    parameters.flag("tls", &mut tls)?;
+    config.plain = !tls;
+    let files = TlsFiles::take(&mut parameters);
+    entities(&mut parameters, &mut config)?;
+    parameters.parse(
+        "filters",
+        &mut config.filters,
+        "none, topics, or a number of buckets up to 1,000",
+        |text| match text {
+            "none" => Some(Filters::None),
+            "topics" => Some(Filters::Topics),
+            buckets => buckets.parse().ok().map(Filters::Buckets),
+        },
+    )?;
+    parameters.duration("ttl", &mut config.ttl)?;
+    parameters.duration("token_lifetime", &mut config.token_lifetime)?;
+    parameters.number("prefetch", &mut config.prefetch)?;
+    parameters.size("pack", &mut config.pack)?;
+    parameters.size("max_frame", &mut config.max_frame)?;
+    parameters.size("max_undelivered", &mut config.max_undelivered)?;
+    parameters.duration("publish_timeout", &mut config.publish_timeout)?;
+    parameters.finish("servicebus")?;
+    if config.plain {
+        files.refuse("tls=true")?;
+    } else if files.given() {
+        config.tls = Some(files.open()?);
+    }
     Ok(config)
 }
 
@@ -129,19 +107,19 @@ fn host_of(url: &Url) -> Result<String> {
     Ok(host.trim_matches(['[', ']']).to_owned())
 }
 
-fn credentials(url: &Url, parameters: &Parameters<'_>) -> Result<Credentials> {
-    let given =
-        match (url.username(), url.password(), parameters.text("sas_name"), parameters.text("sas_key")) {
-            ("", None, None, None) => None,
-            ("", None, Some(name), Some(key)) => Some((name.to_owned(), key.to_owned())),
-            (name, Some(key), None, None) if !name.is_empty() => Some((decoded(name)?, decoded(key)?)),
-            _ => {
-                return Err(invalid(
-                    "a key needs its name: write name:key@ in front of the host, or `sas_name` and `sas_key`",
-                ));
-            }
-        };
-    match (parameters.text("auth"), given) {
+fn credentials(url: &Url, parameters: &mut Parameters<'_>) -> Result<Credentials> {
+    let (sas_name, sas_key) = (parameters.take("sas_name"), parameters.take("sas_key"));
+    let given = match (url.username(), url.password(), sas_name, sas_key) {
+        ("", None, None, None) => None,
+        ("", None, Some(name), Some(key)) => Some((name, key)),
+        (name, Some(key), None, None) if !name.is_empty() => Some((decoded(name)?, decoded(key)?)),
+        _ => {
+            return Err(invalid(
+                "a key needs its name: write name:key@ in front of the host, or `sas_name` and `sas_key`",
+            ));
+        }
+    };
+    match (parameters.take("auth").as_deref(), given) {
         (None | Some("cbs"), Some((name, key))) => Ok(Credentials::Key { name, key }),
         (Some("sasl"), Some((user, password))) => Ok(Credentials::Plain { user, password }),
         (None | Some("anonymous"), None) => Ok(Credentials::Anonymous),
@@ -153,11 +131,13 @@ fn credentials(url: &Url, parameters: &Parameters<'_>) -> Result<Credentials> {
     }
 }
 
-fn entities(parameters: &Parameters<'_>, config: &mut ServiceBusConfig) -> Result<()> {
-    let create = parameters.boolean("create")?;
-    let subscription = parameters.text("subscription");
-    let addresses = [parameters.text("publish_to"), parameters.text("receive_from")];
-    let none = parameters.text("management") == Some("none");
+fn entities(parameters: &mut Parameters<'_>, config: &mut ServiceBusConfig) -> Result<()> {
+    let mut create = None;
+    parameters.parse("create", &mut create, "true or false", |text| text.parse().ok().map(Some))?;
+    let subscription = parameters.take("subscription");
+    let addresses = [parameters.take("publish_to"), parameters.take("receive_from")];
+    let management_at = parameters.take("management");
+    let none = management_at.as_deref() == Some("none");
     if !none && addresses.iter().any(Option::is_some) {
         return Err(invalid(
             "`publish_to` and `receive_from` are for brokers without entities: `management=none`",
@@ -167,15 +147,13 @@ fn entities(parameters: &Parameters<'_>, config: &mut ServiceBusConfig) -> Resul
         (true, None | Some(false), None) => {
             let default = format!("/topic/{}", config.topic);
             let [publish_to, receive_from] =
-                addresses.map(|address| address.map_or_else(|| default.clone(), str::to_owned));
+                addresses.map(|address| address.unwrap_or_else(|| default.clone()));
             Entities::Addresses { publish_to, receive_from }
         }
         (true, ..) => {
             return Err(invalid("`management=none` goes with neither `create=true` nor `subscription`"));
         }
-        (false, Some(false), Some(subscription)) => {
-            Entities::Provisioned { subscription: subscription.to_owned() }
-        }
+        (false, Some(false), Some(subscription)) => Entities::Provisioned { subscription },
         (false, Some(false), None) => {
             return Err(invalid("`create=false` needs the `subscription` that was provided for this node"));
         }
@@ -184,8 +162,8 @@ fn entities(parameters: &Parameters<'_>, config: &mut ServiceBusConfig) -> Resul
         }
         (false, None | Some(true), None) => Entities::Created,
     };
-    if let Some(address) = parameters.text("management").filter(|_| !none) {
-        config.management = Some(management(address)?);
+    if let Some(address) = management_at.filter(|_| !none) {
+        config.management = Some(management(&address)?);
     }
     Ok(())
 }
@@ -203,17 +181,6 @@ fn management(address: &str) -> Result<ManagementAddress> {
     match url.port_or_known_default() {
         Some(port) if bare => Ok(ManagementAddress { host: host_of(&url)?, port, tls }),
         _ => Err(wrong()),
-    }
-}
-
-fn filters(text: Option<&str>) -> Result<Filters> {
-    match text {
-        None | Some("none") => Ok(Filters::None),
-        Some("topics") => Ok(Filters::Topics),
-        Some(buckets) => buckets
-            .parse()
-            .map(Filters::Buckets)
-            .map_err(|_| invalid("`filters` is none, topics, or a number of buckets up to 1,000")),
     }
 }
 
@@ -287,8 +254,8 @@ mod tests {
     fn a_url_sets_every_field() {
         let config = ServiceBusConfig::from_url(
             "servicebus://policy:s3cret%2Bkey%2F%3D@space.servicebus.windows.net:5673/live/chat?filters=64\
-             &management=http://127.0.0.1:5300&ttl_ms=30000&token_lifetime_ms=5000&prefetch=10&pack=0&max_frame=2048\
-             &max_undelivered=4096&publish_timeout_ms=700",
+             &management=http://127.0.0.1:5300&ttl=30s&token_lifetime=5s&prefetch=10&pack=0&max_frame=2048\
+             &max_undelivered=4096&publish_timeout=700ms",
         )
         .unwrap();
         assert_eq!((config.host.as_str(), config.port), ("space.servicebus.windows.net", Some(5673)));
@@ -331,7 +298,7 @@ mod tests {
             ("servicebus://a:s3cret@h?retries=3", "retries"),
             ("servicebus://a:s3cret@h?prefetch=0", "prefetch"),
             ("servicebus://a:s3cret@h?prefetch=1&prefetch=2", "twice"),
-            ("servicebus://a:s3cret@h#x", "fragment"),
+            ("servicebus://a:s3cret@h#x", "%23"),
             ("servicebus://a@h", "key"),
             ("servicebus://h", "shared access key"),
             ("servicebus://a:s3cret@h?auth=ntlm", "auth"),
@@ -349,7 +316,7 @@ mod tests {
             ("servicebus://a:s3cret@h?tls=false&ca=x", "TLS"),
             ("servicebus://a:s3cret@h?ca=/does/not/exist", "/does/not/exist"),
             ("servicebus://a:s3cret@h/t%20x", "topic"),
-            ("servicebus://a:s3cret@h?ttl_ms=1", "ttl"),
+            ("servicebus://a:s3cret@h?ttl=1ms", "ttl"),
             ("redis://a:s3cret@h", "servicebus://"),
             ("Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey=s3cret;Timeout=3", "EntityPath"),
             ("Endpoint=sb://h;SharedAccessKeyName=a", "SharedAccessKey"),

@@ -51,6 +51,6 @@ async fn native_nodes_keep_the_contracts_about_interest_with_buckets() {
     let about_interest = |name: &str| {
         ["group", "user", "join", "leav", "names", "topics"].iter().any(|word| name.contains(word))
     };
-    let parameters = "exchange=nodes-in-buckets&buckets=1024&unbind_after_ms=0";
+    let parameters = "exchange=nodes-in-buckets&buckets=1024&unbind_after=0ms";
     cluster_contracts(parameters, about_interest).await;
 }

@@ -121,7 +121,7 @@ async fn an_alarm_blocks_publishers_only_and_names_itself() {
     let Some((broker, _turn)) = rough().await else { return };
     let heartbeat = Duration::from_secs(2);
     let topics = [topic("alarmed")];
-    let bus = Arc::new(bus(&format!("{}?command_timeout_ms=1500", broker.url())));
+    let bus = Arc::new(bus(&format!("{}?command_timeout=1500ms", broker.url())));
     let node = Router::open(bus.clone(), config(heartbeat)).await.unwrap();
     let mut link = connect(&bus, &topics).await;
 

@@ -77,7 +77,7 @@ async fn a_queue_that_overflows_tells_its_reader() {
 async fn a_frame_that_waited_too_long_is_a_loss_that_is_told() {
     let Some(broker) = calm().await else { return };
     let topic = topic("late");
-    let hasty = bus(&format!("{}?message_ttl_ms=1000&prefetch=1", broker.url()));
+    let hasty = bus(&format!("{}?message_ttl=1000ms&prefetch=1", broker.url()));
     let mut reader = connect(&hasty, std::slice::from_ref(&topic)).await;
     let writer = connect(&bus(&broker.url()), &[]).await;
     let batch = (0..10).map(|number: u32| outgoing(&topic, number.to_string())).collect();
@@ -121,7 +121,7 @@ async fn a_queue_deleted_by_an_operator_ends_its_link() {
 #[tokio::test]
 async fn a_binding_outlives_the_interest_in_it_for_a_while() {
     let Some((broker, _turn)) = rough().await else { return };
-    let lazy = bus(&format!("{}?unbind_after_ms=3000", broker.url()));
+    let lazy = bus(&format!("{}?unbind_after=3000ms", broker.url()));
     let before = broker.holdings().await.unwrap();
     let topics: Vec<Topic> = (0..50).map(|number| topic(&format!("room{number}"))).collect();
     let mut link = connect(&lazy, &[]).await;
@@ -154,7 +154,7 @@ async fn a_binding_outlives_the_interest_in_it_for_a_while() {
 async fn many_topics_are_bound_in_a_pipeline_and_a_channel_is_replaced_in_time() {
     let Some((broker, _turn)) = rough().await else { return };
     let link =
-        connect(&bus(&format!("{}?unbind_after_ms=0&command_timeout_ms=30000", broker.url())), &[]).await;
+        connect(&bus(&format!("{}?unbind_after=0ms&command_timeout=30000ms", broker.url())), &[]).await;
     let topics: Vec<Topic> = (0..2_000).map(|number| topic(&format!("room{number}"))).collect();
     let start = Instant::now();
     link.sender.subscribe(&topics).await.unwrap();
@@ -211,7 +211,7 @@ async fn a_close_does_not_wait_for_a_broker_that_stands_still() {
     let Some(broker) = calm().await else { return };
     let proxy = FaultProxy::start(broker.address()).unwrap();
     let topic = topic("room");
-    let far = bus(&format!("{}?command_timeout_ms=300", broker.url_at(proxy.address())));
+    let far = bus(&format!("{}?command_timeout=300ms", broker.url_at(proxy.address())));
     let mut link = connect(&far, std::slice::from_ref(&topic)).await;
     proxy.freeze();
     let start = Instant::now();

@@ -85,7 +85,7 @@ fn tokens(events: &[Event]) -> usize {
 #[tokio::test]
 async fn tokens_are_put_for_what_is_used_and_renewed_before_they_end() {
     let peer = Peer::start().await;
-    let bus = bus(&peer.url("&token_lifetime_ms=3000"));
+    let bus = bus(&peer.url("&token_lifetime=3000ms"));
     let mut link = connect(&bus, &["room"]).await;
     let events = peer.events();
     let audiences: Vec<_> = events
@@ -118,7 +118,7 @@ async fn a_refused_token_is_denied_at_first_and_when_it_is_renewed() {
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
 
     peer.manners(|manners| manners.refuse_tokens = false);
-    let mut link = connect(&bus(&peer.url("&token_lifetime_ms=2000")), &["room"]).await;
+    let mut link = connect(&bus(&peer.url("&token_lifetime=2000ms")), &["room"]).await;
     peer.manners(|manners| manners.refuse_tokens = true);
     let error = end(&mut link).await.unwrap();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
@@ -128,7 +128,7 @@ async fn a_refused_token_is_denied_at_first_and_when_it_is_renewed() {
 async fn a_token_that_has_ended_is_not_accepted() {
     let peer = Peer::start().await;
     // The peer judges by its own signature check: a lifetime of two seconds whose renewal is refused ends the links.
-    let mut link = connect(&bus(&peer.url("&token_lifetime_ms=2000")), &["room"]).await;
+    let mut link = connect(&bus(&peer.url("&token_lifetime=2000ms")), &["room"]).await;
     peer.manners(|manners| manners.refuse_tokens = true);
     peer.until("a refused renewal", |events| {
         events.iter().any(|event| matches!(event, Event::Token { taken: false, .. }))
@@ -142,7 +142,7 @@ async fn a_token_that_has_ended_is_not_accepted() {
 #[tokio::test]
 async fn a_topic_is_made_once_by_many_nodes_and_subscriptions_end_with_their_links() {
     let peer = Peer::start().await;
-    let buses: Vec<_> = (0..6).map(|_| bus(&peer.url("&ttl_ms=45000"))).collect();
+    let buses: Vec<_> = (0..6).map(|_| bus(&peer.url("&ttl=45000ms"))).collect();
     let mut links = futures::future::join_all(buses.iter().map(|bus| connect(bus, &["room"]))).await;
     let events = peer.events();
     let made = events.iter().filter(|event| matches!(event, Event::Topic { made: true, .. })).count();
@@ -371,7 +371,7 @@ async fn a_detached_link_ends_with_the_servers_reason() {
 #[tokio::test]
 async fn a_server_that_takes_frames_and_answers_nothing_is_told_as_late() {
     let peer = Peer::start().await;
-    let link = connect(&bus(&peer.url("&publish_timeout_ms=300")), &["room"]).await;
+    let link = connect(&bus(&peer.url("&publish_timeout=300ms")), &["room"]).await;
     peer.manners(|manners| manners.mute = true);
     let error = publish(&link, "room", b"unanswered").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");

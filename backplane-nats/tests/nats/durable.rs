@@ -228,7 +228,7 @@ async fn many_nodes_at_once_make_one_stream() {
     let Some(harness) = NatsHarness::require(FaultsBy::Proxy, "").await else { return };
     let url = |index: usize| {
         // They disagree on limits: the first one's hold.
-        format!("{}?durable=true&max_age_ms={}", harness.nats.url(), 60_000 + index % 3)
+        format!("{}?durable=true&max_age={}ms", harness.nats.url(), 60_000 + index % 3)
     };
     let buses: Vec<_> = (0..16).map(|index| crate::harness::bus(&url(index))).collect();
     let topics = room();

@@ -4,8 +4,7 @@
 //! `"`, doubled where it occurs in the value. `==` in a name is not supported: no name has one.
 
 use backplane_core::Result;
-
-use crate::url::invalid;
+use backplane_core::parameters::invalid;
 
 /// The pairs of a connection string, in their order, names in lower case.
 pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>> {

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use backplane_core::parameters::Parameters;
 use backplane_core::{Capabilities, Order, Result, TopicSyntax};
 
 use self::log::{SqlServerKeeper, SqlServerReader, SqlServerWriter};
@@ -36,13 +37,12 @@ use self::session::Session;
 use self::statements::{Names, Statements};
 use crate::config::{Durability, LogConfig, LogOrder};
 use crate::store::{Database, Opened};
-use crate::url::Parameters;
 
 /// Largest frame: a value may have two gibibytes, and all frames of a statement are one value.
 const MOST_FRAME: usize = 512 << 20;
 
 /// The database that `url`, or an ADO connection string, names.
-pub(crate) fn open(url: &str, rest: &mut Parameters, config: &LogConfig) -> Result<Arc<dyn Database>> {
+pub(crate) fn open(url: &str, rest: &mut Parameters<'_>, config: &LogConfig) -> Result<Arc<dyn Database>> {
     let settings = Settings::read(url, rest)?;
     let names = Names::of(config);
     Ok(Arc::new(SqlServer {

@@ -3,11 +3,11 @@
 use std::fmt;
 
 use backplane_core::Result;
+use backplane_core::parameters::{Parameters, invalid, percent_decode};
 use tiberius::{AuthMethod, Config, EncryptionLevel};
 use url::Url;
 
 use super::ado;
-use crate::url::{Parameters, decode, invalid};
 
 /// Where the server is, and how to talk to it.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ struct Said {
 
 impl Settings {
     /// Takes the parameters that belong to SQL Server; `url` is what stands before them, or an ADO connection string.
-    pub(super) fn read(url: &str, rest: &mut Parameters) -> Result<Self> {
+    pub(super) fn read(url: &str, rest: &mut Parameters<'_>) -> Result<Self> {
         let lower = url.to_ascii_lowercase();
         if lower.starts_with("mssql:") || lower.starts_with("sqlserver:") {
             let mut said = from_url(url)?;
@@ -65,7 +65,7 @@ fn from_url(url: &str) -> Result<Said> {
     let wrong = || invalid("the URL is not of the form mssql://user:password@host:1433/database");
     let parsed = Url::parse(url).map_err(|_| wrong())?;
     let host = parsed.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-    let read = |text: &str| decode(text).ok_or_else(wrong);
+    let read = |text: &str| percent_decode(text).ok_or_else(wrong);
     let database = read(parsed.path().trim_start_matches('/'))?;
     if database.contains('/') {
         return Err(wrong());

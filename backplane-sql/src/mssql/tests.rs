@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use backplane_conformance::broker::{Missing, given_url, missing};
+use backplane_core::parameters::Parameters;
 use backplane_core::{Error, ErrorKind, Result, Topic};
 use bytes::Bytes;
 
 use super::options::Settings;
 use super::session::Session;
 use crate::store::{Content, Database, Entry, Opened, Row, Want, WriterId};
-use crate::url::Parameters;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 

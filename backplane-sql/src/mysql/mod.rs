@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use backplane_core::parameters::{Parameters, invalid};
 use backplane_core::{Capabilities, Order, Result, TopicSyntax};
 
 use self::log::{MySqlKeeper, MySqlReader, MySqlWriter};
@@ -36,10 +37,9 @@ use self::session::Session;
 use self::statements::Names;
 use crate::config::{Durability, LogConfig, LogOrder};
 use crate::store::{Database, Opened};
-use crate::url::{Parameters, invalid};
 
 /// The database that `url` names.
-pub(crate) fn open(url: &str, rest: &mut Parameters, config: &LogConfig) -> Result<Arc<dyn Database>> {
+pub(crate) fn open(url: &str, rest: &mut Parameters<'_>, config: &LogConfig) -> Result<Arc<dyn Database>> {
     if config.schema.is_some() {
         return Err(invalid("MySQL knows no schemas: the database of the URL holds the tables"));
     }

@@ -3,11 +3,10 @@
 use std::fmt;
 
 use backplane_core::Result;
+use backplane_core::parameters::{Parameters, invalid, percent_decode};
 use sqlx::ConnectOptions as _;
 use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use url::Url;
-
-use crate::url::{Parameters, decode, invalid};
 
 /// Where the server is, and how to talk to it.
 #[derive(Clone)]
@@ -24,7 +23,7 @@ impl fmt::Debug for Settings {
 
 impl Settings {
     /// Takes the parameters that belong to MySQL; `url` is what stands before them.
-    pub(super) fn read(url: &str, rest: &mut Parameters) -> Result<Self> {
+    pub(super) fn read(url: &str, rest: &mut Parameters<'_>) -> Result<Self> {
         // The parser's own words could hold a piece of the URL, and that a password.
         let wrong = || invalid("the URL is not of the form mysql://user:password@host:3306/database");
         let parsed = Url::parse(url).map_err(|_| wrong())?;
@@ -33,7 +32,7 @@ impl Settings {
         if host.contains(',') {
             return Err(invalid("the URL names several servers; one is needed, the primary"));
         }
-        let read = |text: &str| decode(text).ok_or_else(wrong);
+        let read = |text: &str| percent_decode(text).ok_or_else(wrong);
         let database = read(parsed.path().trim_start_matches('/'))?;
         if database.is_empty() {
             return Err(invalid("the URL names no database: mysql://user:password@host:3306/database"));
@@ -69,7 +68,7 @@ impl Settings {
 }
 
 /// The parameters about TLS, each as MySQL's own client understands it.
-fn secure(mut options: MySqlConnectOptions, rest: &mut Parameters) -> Result<MySqlConnectOptions> {
+fn secure(mut options: MySqlConnectOptions, rest: &mut Parameters<'_>) -> Result<MySqlConnectOptions> {
     let mode = rest.take("ssl-mode").map(|text| text.to_ascii_uppercase().replace('-', "_"));
     let (root, certificate, key) = (rest.take("ssl-ca"), rest.take("ssl-cert"), rest.take("ssl-key"));
     let mode = match mode.as_deref() {

@@ -29,11 +29,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use backplane_core::parameters::Parameters;
 use backplane_core::{Capabilities, Order, Result, TopicSyntax};
 
 use crate::config::{LogConfig, LogOrder};
 use crate::store::{Database, Doorbell, Opened};
-use crate::url::Parameters;
 use doorbell::PgDoorbell;
 use log::{PgKeeper, PgReader, PgWriter};
 use options::Settings;
@@ -45,7 +45,7 @@ use statements::{Names, Statements};
 const MOST_FRAME: usize = 256 << 20;
 
 /// The database that `url` names.
-pub(crate) fn open(url: &str, rest: &mut Parameters, config: &LogConfig) -> Result<Arc<dyn Database>> {
+pub(crate) fn open(url: &str, rest: &mut Parameters<'_>, config: &LogConfig) -> Result<Arc<dyn Database>> {
     let settings = Settings::read(url, rest)?;
     let names = Names::of(config);
     Ok(Arc::new(Postgres {

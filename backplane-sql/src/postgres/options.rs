@@ -4,10 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use backplane_core::Result;
+use backplane_core::parameters::{Parameters, invalid};
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-
-use crate::url::{Parameters, invalid};
 
 /// Where the server is, and how to talk to it.
 #[derive(Clone)]
@@ -40,7 +39,7 @@ impl fmt::Debug for Settings {
 
 impl Settings {
     /// Takes the parameters that belong to PostgreSQL; `url` is what stands before them.
-    pub(super) fn read(url: &str, rest: &mut Parameters) -> Result<Self> {
+    pub(super) fn read(url: &str, rest: &mut Parameters<'_>) -> Result<Self> {
         let application = rest.take("application_name").unwrap_or_else(|| "backplane".to_owned());
         let mut prepared = true;
         let was_given = rest.take("prepared");
@@ -100,7 +99,7 @@ struct Tls {
 }
 
 impl Tls {
-    fn read(rest: &mut Parameters) -> Result<Self> {
+    fn read(rest: &mut Parameters<'_>) -> Result<Self> {
         let mode = match rest.take("sslmode").as_deref() {
             None => None,
             Some("disable") => Some(PgSslMode::Disable),

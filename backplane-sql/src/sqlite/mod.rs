@@ -21,11 +21,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use backplane_core::parameters::{Parameters, invalid, percent_decode};
 use backplane_core::{Capabilities, Order, Result, TopicSyntax};
 
 use crate::config::LogConfig;
 use crate::store::{Database, Opened};
-use crate::url::{Parameters, decode, invalid};
 use doorbell::SqliteDoorbell;
 use file::LogFile;
 use log::{SqliteKeeper, SqliteReader, SqliteWriter};
@@ -36,7 +36,7 @@ use statements::{Names, Statements};
 const MOST_FRAME: usize = 512 << 20;
 
 /// The database that `url` names.
-pub(crate) fn open(url: &str, _rest: &mut Parameters, config: &LogConfig) -> Result<Arc<dyn Database>> {
+pub(crate) fn open(url: &str, _rest: &mut Parameters<'_>, config: &LogConfig) -> Result<Arc<dyn Database>> {
     if config.schema.is_some() {
         return Err(invalid("SQLite knows no schemas: leave `schema` away"));
     }
@@ -50,7 +50,7 @@ pub(crate) fn open(url: &str, _rest: &mut Parameters, config: &LogConfig) -> Res
 fn path_of(url: &str) -> Result<PathBuf> {
     let rest = url.split_once(':').map_or("", |(_, rest)| rest);
     let rest = rest.strip_prefix("//").unwrap_or(rest);
-    let name = decode(rest).ok_or_else(|| invalid("the file's name is not percent-encoded UTF-8"))?;
+    let name = percent_decode(rest).ok_or_else(|| invalid("the file's name is not percent-encoded UTF-8"))?;
     if name == ":memory:" {
         return Err(invalid(
             "`sqlite::memory:` reaches one process only: for that there is `memory:`; `sqlite:` takes a file",

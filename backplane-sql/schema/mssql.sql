@@ -1,4 +1,4 @@
--- The log of the backplane's SQL bus on SQL Server 2016 and later and Azure SQL Database. Format 1.
+-- The log of the backplane's SQL bus on SQL Server 2016 and later and Azure SQL Database. Format 2.
 --
 -- Nodes install this by themselves, one after the other. With `create=false` they do not, and an operator runs it once:
 --
@@ -22,7 +22,8 @@
 --                             ALTER DATABASE mine SET READ_COMMITTED_SNAPSHOT ON WITH ROLLBACK IMMEDIATE;
 --   DELAYED_DURABILITY        ALLOWED makes `durability=relaxed` take effect; where it is DISABLED, rows are durable.
 
--- One row for each frame. Nothing is ever updated.
+-- One row for the frames that a node sent one after the other to one topic: several where they are small, else one.
+-- Nothing is ever updated.
 IF OBJECT_ID(N'backplane_log', N'U') IS NULL
 CREATE TABLE backplane_log (
     -- Ascending in the order in which rows began to be written, which is not the order in which they were committed.
@@ -37,7 +38,8 @@ CREATE TABLE backplane_log (
     [key] bigint NOT NULL,
     -- Bytes, not text: case and trailing blanks matter.
     topic varbinary(max) NOT NULL,
-    frame varbinary(max) NOT NULL,
+    -- One after the other, each behind its length in four bytes (the highest first).
+    frames varbinary(max) NOT NULL,
     -- UTC, by the clock of this server. Retention goes by it.
     at datetime2(6) NOT NULL DEFAULT SYSUTCDATETIME(),
     UNIQUE NONCLUSTERED (writer, seq)
@@ -59,4 +61,4 @@ CREATE TABLE backplane_meta (
 );
 
 IF NOT EXISTS (SELECT 1 FROM backplane_meta WHERE one = 1)
-INSERT INTO backplane_meta (one, version, epoch) VALUES (1, 1, CAST(NEWID() AS binary(16)));
+INSERT INTO backplane_meta (one, version, epoch) VALUES (1, 2, CAST(NEWID() AS binary(16)));

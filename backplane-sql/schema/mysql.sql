@@ -1,4 +1,4 @@
--- The log of the backplane's SQL bus on MySQL 5.7 and later and MariaDB 10.3 and later. Format 1.
+-- The log of the backplane's SQL bus on MySQL 5.7 and later and MariaDB 10.3 and later. Format 2.
 --
 -- Nodes install this by themselves: each statement can be run again and by many at once, and changes nothing that is
 -- there. With `create=false` they do not, and an operator runs it once:
@@ -27,7 +27,7 @@
 -- Galera and group replication: all nodes of an application must use one and the same server, for its ids are handed out
 -- per server and rows arrive at the others later. Another server may take over at any time: its nodes connect again.
 
--- One row for each frame.
+-- One row for the frames that a node sent one after the other to one topic: several where they are small, else one.
 CREATE TABLE IF NOT EXISTS `backplane_log` (
     -- Ascending in the order in which rows began to be written, which is not the order in which they were committed.
     -- A number that is missing belongs to a row that is not committed yet, or never will be. Servers before MySQL 8.0
@@ -43,7 +43,8 @@ CREATE TABLE IF NOT EXISTS `backplane_log` (
     `key` BIGINT NOT NULL,
     -- Bytes, not text: case and trailing blanks matter.
     `topic` MEDIUMBLOB NOT NULL,
-    `frame` LONGBLOB NOT NULL,
+    -- One after the other, each behind its length in four bytes (the highest first).
+    `frames` LONGBLOB NOT NULL,
     -- UTC, by the clock of this server. Retention goes by it.
     `at` DATETIME(6) NOT NULL,
     UNIQUE KEY `writer_seq` (`writer`, `seq`)
@@ -62,5 +63,5 @@ CREATE TABLE IF NOT EXISTS `backplane_meta` (
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARSET = utf8mb4;
 
 INSERT INTO `backplane_meta` (`one`, `version`, `epoch`)
-VALUES (1, 1, UNHEX(LEFT(SHA2(CONCAT(UUID(), RAND(), UTC_TIMESTAMP(6)), 256), 32)))
+VALUES (1, 2, UNHEX(LEFT(SHA2(CONCAT(UUID(), RAND(), UTC_TIMESTAMP(6)), 256), 32)))
 ON DUPLICATE KEY UPDATE `one` = `one`;

@@ -1,4 +1,4 @@
--- The log of the backplane's SQL bus on PostgreSQL 13 and later. Format 1.
+-- The log of the backplane's SQL bus on PostgreSQL 13 and later. Format 2.
 --
 -- Nodes install this by themselves (under an advisory lock, so ten at once are no trouble). With `create=false` they
 -- do not, and an operator runs it once:
@@ -20,7 +20,8 @@
 -- what is older than `retention` or beyond `retention_rows`. LISTEN and NOTIFY need no privilege. With `create=true` the
 -- user needs CREATE on the schema besides (and on the database, when the schema is to be made too).
 
--- One row for each frame. Nothing is ever updated.
+-- One row for the frames that a node sent one after the other to one topic: several where they are small, else one.
+-- Nothing is ever updated.
 CREATE TABLE IF NOT EXISTS backplane_log (
     -- Ascending in the order in which rows began to be written, which is not the order in which they were committed.
     -- A number that is missing belongs to a row that is not committed yet, or never will be.
@@ -33,11 +34,14 @@ CREATE TABLE IF NOT EXISTS backplane_log (
     -- A hash of the topic: which rows a reader wants is decided by it.
     key bigint NOT NULL,
     topic bytea NOT NULL,
-    frame bytea NOT NULL,
+    -- One after the other, each behind its length in four bytes (the highest first).
+    frames bytea NOT NULL,
     -- By the clock of this server. Retention goes by it.
     at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (writer, seq)
 ) WITH (
+    -- Rows of several frames stay in the page: two of them fill it.
+    toast_tuple_target = 4080,
     -- Each row lives for a minute or so: dead ones are cleared by number, not by their share of the table, and without
     -- rests in between. A transaction that stays open for long anywhere in this database keeps them all the same.
     autovacuum_vacuum_scale_factor = 0,
@@ -53,7 +57,7 @@ CREATE TABLE IF NOT EXISTS backplane_log (
 );
 
 -- Frames are not compressed: they live too briefly for it to pay.
-ALTER TABLE backplane_log ALTER COLUMN frame SET STORAGE EXTERNAL;
+ALTER TABLE backplane_log ALTER COLUMN frames SET STORAGE EXTERNAL;
 
 -- One row about the log.
 CREATE TABLE IF NOT EXISTS backplane_meta (
@@ -69,4 +73,4 @@ CREATE TABLE IF NOT EXISTS backplane_meta (
     lease_until timestamptz
 ) WITH (fillfactor = 50);
 
-INSERT INTO backplane_meta (version, epoch) VALUES (1, uuid_send(gen_random_uuid())) ON CONFLICT DO NOTHING;
+INSERT INTO backplane_meta (version, epoch) VALUES (2, uuid_send(gen_random_uuid())) ON CONFLICT DO NOTHING;

@@ -1,4 +1,4 @@
--- The log of the backplane's SQL bus on SQLite 3.42 and later. Format 1.
+-- The log of the backplane's SQL bus on SQLite 3.42 and later. Format 2.
 --
 -- Nodes install this by themselves. With `create=false` they do not, and an operator runs it once, on a file of its own:
 --
@@ -14,7 +14,8 @@
 -- Stays with the file; readers and the writer do not wait for each other then.
 PRAGMA journal_mode = WAL;
 
--- One row for each frame. Nothing is ever updated.
+-- One row for the frames that a node sent one after the other to one topic: several where they are small, else one.
+-- Nothing is ever updated.
 CREATE TABLE IF NOT EXISTS backplane_log (
     -- Never given twice, also not after the newest rows were deleted. There is one writer at a time, so this is the order
     -- of the commits.
@@ -30,7 +31,8 @@ CREATE TABLE IF NOT EXISTS backplane_log (
     at INTEGER NOT NULL DEFAULT (CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)),
     topic BLOB NOT NULL,
     -- Last, so that what stands before it is read without it.
-    frame BLOB NOT NULL,
+    -- One after the other, each behind its length in four bytes (the highest first).
+    frames BLOB NOT NULL,
     UNIQUE (writer, seq)
 );
 
@@ -47,4 +49,4 @@ CREATE TABLE IF NOT EXISTS backplane_meta (
     lease_until INTEGER
 );
 
-INSERT INTO backplane_meta (one, version, epoch) VALUES (1, 1, randomblob(16)) ON CONFLICT DO NOTHING;
+INSERT INTO backplane_meta (one, version, epoch) VALUES (1, 2, randomblob(16)) ON CONFLICT DO NOTHING;

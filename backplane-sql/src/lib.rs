@@ -26,8 +26,13 @@
 //! - **A dead or frozen database** ends the link within the heartbeat bound: a statement may take half of it, and a look is
 //!   due each quarter of it at least.
 //! - **Memory is bounded.** While more than `max_undelivered` waits for whoever polls `inbound`, nothing is read; the log
-//!   keeps it. A look asks for as many rows, 1,024 at most, as should bring half of that by what the rows before them were
-//!   like: when frames grow a thousandfold from one moment to the next, the first look at them brings more.
+//!   keeps it. A statement brings half of that at most, or a single larger frame, however frames grow from one moment to the
+//!   next: those that are too large for a look are fetched in portions, when there is room.
+//!
+//! # How frames are stored
+//! What a node sends to one topic without sending to another in between shares a row, as far as it is small (3.5 KiB
+//! together) and leaves in one statement: a row costs a database many times what the bytes in it cost. Frames that go to
+//! ever other topics have a row each.
 //!
 //! # URL
 //! The scheme picks the database (`postgres`, `postgresql`; `mysql`, `mariadb`; `sqlite`; `mssql`, `sqlserver`), each a

@@ -23,7 +23,8 @@ pub(crate) struct Row {
     pub(crate) topic: Topic,
     /// [`topic_key`](crate::link::topic_key) of the topic.
     pub(crate) key: i64,
-    pub(crate) frame: Bytes,
+    /// One frame or several, as [`link`](crate::link) lays them out.
+    pub(crate) frames: Bytes,
 }
 
 /// A row that was read.
@@ -34,16 +35,16 @@ pub(crate) struct Entry {
     pub(crate) writer: WriterId,
     pub(crate) seq: i64,
     pub(crate) key: i64,
-    /// Topic and frame; `None` when the key was not wanted.
+    /// Topic and frames; `None` when the key was not wanted, or they are larger than was wanted.
     pub(crate) content: Option<Content>,
 }
 
-/// The part of a row that is fetched only where somebody wants it. The frame has a buffer of its own: it may be kept for
-/// long, and must not keep a whole answer alive.
+/// The part of a row that is fetched only where somebody wants it. The frames have a buffer of their own: they may be kept
+/// for long, and must not keep a whole answer alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Content {
     pub(crate) topic: Topic,
-    pub(crate) frame: Bytes,
+    pub(crate) frames: Bytes,
 }
 
 /// A row by which a reader knows the log again.
@@ -68,8 +69,9 @@ pub(crate) struct Bounds {
 /// Which rows are read with their content.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Want<'a> {
-    /// Those with one of these keys, few enough to stand in a statement ([`MOST_KEYS`]).
-    Keys(&'a [i64]),
+    /// Those with one of these keys, few enough to stand in a statement ([`MOST_KEYS`]), where `frames` takes so many bytes at
+    /// most: the caller fetches larger ones.
+    Keys(&'a [i64], usize),
     /// None: the caller fetches the content of those it needs by [`Reader::fetch`].
     NoContent,
 }
@@ -89,6 +91,14 @@ pub(crate) trait Database: Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`, `Denied`, `InvalidConfig` (a schema of another version, or none and it may not be created).
     async fn open(&self) -> Result<Opened>;
+
+    /// Another doorbell for an open link whose own one broke or was not to be had; `None`: there cannot be one.
+    ///
+    /// # Errors
+    /// Those of [`open`](Database::open): it may be tried again.
+    async fn listen(&self) -> Result<Option<Box<dyn Doorbell>>> {
+        Ok(None)
+    }
 }
 
 /// What a link works with: a connection for each, so that none waits for another.
@@ -98,7 +108,7 @@ pub(crate) struct Opened {
     pub(crate) keeper: Box<dyn Keeper>,
     /// What wakes the reader early; `None`: it polls.
     pub(crate) doorbell: Option<Box<dyn Doorbell>>,
-    /// Largest frame in bytes that this database takes with its present settings.
+    /// Most bytes of `frames` that this database takes in a row with its present settings.
     pub(crate) max_frame: usize,
 }
 
@@ -157,11 +167,12 @@ pub(crate) trait Reader: Send {
         want: Want<'_>,
     ) -> Result<Vec<Entry>>;
 
-    /// The content of rows by id, as many as are still there, in any order. At most [`MOST_KEYS`] ids.
+    /// The content of rows by id, as many as are still there and hold `most` bytes of `frames` at most, in any order. At most
+    /// [`MOST_KEYS`] ids.
     ///
     /// # Errors
     /// Any ends the connection.
-    async fn fetch(&mut self, ids: &[i64]) -> Result<Vec<(i64, Content)>>;
+    async fn fetch(&mut self, ids: &[i64], most: usize) -> Result<Vec<(i64, Content)>>;
 }
 
 /// Keeps the log short: one node at a time, elected by a lease in the database's own time.
@@ -188,6 +199,6 @@ pub(crate) trait Doorbell: Send {
     /// Waits until it rang; rings while nobody waited count as one. Cancel-safe.
     ///
     /// # Errors
-    /// Any ends the doorbell; the reader then polls, and says so once.
+    /// Any ends the doorbell; the reader then polls, says so once, and asks for another one.
     async fn rang(&mut self) -> Result<()>;
 }

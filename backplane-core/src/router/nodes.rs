@@ -146,11 +146,14 @@ impl Nodes {
         self.gone.insert(node);
     }
 
-    /// Whether `node` is known not to live: unheard although we have listened long enough to have heard it.
-    pub(crate) fn is_absent(&self, node: NodeId, now: Instant) -> bool {
+    /// Whether `node`, for which somebody waits since `waiting`, is known not to live: unheard although we have listened
+    /// long enough from then on to have heard it. It may have started just before.
+    pub(crate) fn is_absent(&self, node: NodeId, waiting: Instant, now: Instant) -> bool {
+        let is_long = |since| now.saturating_duration_since(since) >= self.patience();
         !self.others.contains_key(&node)
-            && self.hearing_since.is_some_and(|since| now.saturating_duration_since(since) >= self.patience())
-            && now.saturating_duration_since(self.up_since) >= self.patience()
+            && self.hearing_since.is_some_and(is_long)
+            && is_long(self.up_since)
+            && is_long(waiting)
     }
 }
 
@@ -190,9 +193,27 @@ mod tests {
             let gone = nodes.silent(now);
             assert_eq!(gone.is_empty(), beat < 4, "beat {beat}");
         }
-        assert!(nodes.is_absent(OTHER, at(start, 12.0)) && nodes.is_gone(OTHER));
+        assert!(nodes.is_absent(OTHER, start, at(start, 12.0)) && nodes.is_gone(OTHER));
         nodes.heard(OTHER, at(start, 13.0));
         assert!(!nodes.is_gone(OTHER));
+    }
+
+    #[test]
+    fn a_node_that_just_started_has_time_to_be_heard() {
+        let start = Instant::now();
+        let mut nodes = Nodes::new(BOUND, start);
+        for beat in 0..10_u64 {
+            let now = at(start, beat as f64 * 3.0);
+            nodes.sent(beat, now);
+            nodes.echoed(beat, now);
+        }
+        // We have listened for long, but nobody had asked for it.
+        let asked = at(start, 27.0);
+        assert!(!nodes.is_absent(OTHER, asked, asked));
+        assert!(!nodes.is_absent(OTHER, asked, at(start, 36.5)));
+        assert!(nodes.is_absent(OTHER, asked, at(start, 36.7)));
+        nodes.heard(OTHER, at(start, 36.8));
+        assert!(!nodes.is_absent(OTHER, asked, at(start, 40.0)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::NodeId;
@@ -20,6 +21,7 @@ pub(crate) struct Pending<K, A>(Mutex<HashMap<K, Entry<A>, RandomState>>);
 struct Entry<A> {
     /// The node that must answer, where known: its death ends the wait.
     node: Option<NodeId>,
+    since: Instant,
     answer: oneshot::Sender<Result<A>>,
 }
 
@@ -31,7 +33,7 @@ impl<K: Clone + Eq + Hash, A> Pending<K, A> {
     /// Begins to wait for the answer to `key`.
     pub(crate) fn begin(self: &Arc<Self>, key: K, node: Option<NodeId>) -> Wait<K, A> {
         let (answer, receiver) = oneshot::channel();
-        self.0.lock().insert(key.clone(), Entry { node, answer });
+        self.0.lock().insert(key.clone(), Entry { node, since: Instant::now(), answer });
         Wait { key, receiver, pending: Arc::downgrade(self) }
     }
 
@@ -57,11 +59,14 @@ impl<K: Clone + Eq + Hash, A> Pending<K, A> {
         self.fail(|_| true, error);
     }
 
-    /// The nodes that somebody waits for.
-    pub(crate) fn nodes(&self) -> Vec<NodeId> {
-        let mut nodes: Vec<NodeId> = self.0.lock().values().filter_map(|entry| entry.node).collect();
+    /// The nodes that somebody waits for, each with the beginning of its oldest wait.
+    pub(crate) fn nodes(&self) -> Vec<(NodeId, Instant)> {
+        let entries = self.0.lock();
+        let mut nodes: Vec<(NodeId, Instant)> =
+            entries.values().filter_map(|entry| Some((entry.node?, entry.since))).collect();
+        drop(entries);
         nodes.sort_unstable();
-        nodes.dedup();
+        nodes.dedup_by_key(|(node, _)| *node);
         nodes
     }
 
@@ -127,10 +132,14 @@ mod tests {
         let (dead, alive) = (NodeId::from_bytes([1; 6]), NodeId::from_bytes([2; 6]));
         let mut on_dead = pending.begin(1, Some(dead));
         let _on_alive = pending.begin(2, Some(alive));
-        assert_eq!(pending.nodes(), [dead, alive]);
+        let between = Instant::now();
+        let _later = pending.begin(3, Some(alive));
+        let nodes = pending.nodes();
+        assert_eq!(nodes.iter().map(|(node, _)| *node).collect::<Vec<_>>(), [dead, alive]);
+        assert!(nodes.iter().all(|(_, since)| *since <= between), "the oldest wait counts");
         pending.node_gone(dead);
         assert_eq!(on_dead.answer().await.unwrap_err().kind(), ErrorKind::ConnectionNotFound);
-        assert_eq!(pending.len(), 1);
+        assert_eq!(pending.len(), 2);
     }
 
     #[test]

@@ -392,7 +392,8 @@ impl Supervisor {
             let mut silent = liveness.silent(now);
             // Nodes that never were heard, though somebody waits for them.
             let waited_for = self.node.acks.nodes().into_iter().chain(self.node.results.nodes());
-            silent.extend(waited_for.filter(|node| liveness.is_absent(*node, now)));
+            let absent = waited_for.filter(|(node, since)| liveness.is_absent(*node, *since, now));
+            silent.extend(absent.map(|(node, _)| node));
             silent
         };
         for node in silent {

@@ -61,7 +61,7 @@ pub(super) struct Cursor {
     waiting: Vec<WriterId>,
     /// Whether nobody may overtake a row that waits.
     total: bool,
-    /// Waiting rows that stand in no gap, with the row before each: no position may pass them.
+    /// Waiting rows, each with the row before it or before its gap: no position may pass them.
     held: BTreeMap<i64, Mark>,
     held_bytes: usize,
     /// What was read without the row by which we know the log.
@@ -243,6 +243,7 @@ impl Cursor {
                 more = !entries.is_empty();
                 for entry in entries {
                     self.held_bytes += size(&entry);
+                    self.held.extend(self.gaps.before(entry.id).map(|before| (entry.id, before)));
                     hole.rows.insert(entry.seq, entry);
                 }
             }
@@ -253,6 +254,7 @@ impl Cursor {
                     if self.gaps.hides(entry.id) {
                         more |= entry.seq == first && first > 1;
                         self.held_bytes += size(&entry);
+                        self.held.extend(self.gaps.before(entry.id).map(|before| (entry.id, before)));
                         hole.rows.insert(entry.seq, entry);
                     }
                 }
@@ -325,7 +327,8 @@ impl Cursor {
                     let rows = BTreeMap::new();
                     Box::new(Hole { rows, since: now, due: now, pause: PAUSE_MIN })
                 });
-                if let Some(before) = before {
+                // A gap may be given up while the row waits.
+                if let Some(before) = before.or_else(|| self.gaps.before(entry.id)) {
                     self.held.insert(entry.id, before);
                 }
                 let (bytes, seq) = (size(&entry), entry.seq);
@@ -439,7 +442,7 @@ impl Cursor {
 }
 
 fn size(entry: &Entry) -> usize {
-    size_of::<Entry>() + entry.content.as_ref().map_or(0, |content| content.frame.len())
+    size_of::<Entry>() + entry.content.as_ref().map_or(0, |content| content.frames.len())
 }
 
 #[cfg(test)]

@@ -61,11 +61,20 @@ pub(super) struct Log {
     lease: Option<(WriterId, Instant)>,
     /// The keeper's connection fails.
     pub(super) keeper_fails: bool,
+    /// Most bytes of frames that one statement brought, and all that came since somebody set this to 0.
+    pub(super) most_read: usize,
+    pub(super) all_read: usize,
     /// How long it takes to find the oldest row, in front of which many deleted ones lie.
     pub(super) oldest_takes: Duration,
 }
 
 impl Log {
+    fn count<'a>(&mut self, contents: impl Iterator<Item = &'a Content>) {
+        let bytes = contents.map(|content| content.frames.len()).sum();
+        self.most_read = self.most_read.max(bytes);
+        self.all_read += bytes;
+    }
+
     fn newest(&self) -> Option<Mark> {
         let (id, row) = self.rows.iter().next_back()?;
         Some(Mark { id: *id, writer: row.writer, seq: row.seq })
@@ -82,6 +91,8 @@ struct World {
     rings: watch::Sender<u64>,
     /// Counts cuts: connections of an older one are broken.
     cuts: watch::Sender<u64>,
+    /// Counts cuts of doorbells alone.
+    bell_cuts: watch::Sender<u64>,
     frozen: watch::Sender<bool>,
     /// Counts commits of late rows.
     commits: watch::Sender<u64>,
@@ -110,6 +121,8 @@ impl Fake {
             commit: Commit::Now,
             lease: None,
             keeper_fails: false,
+            most_read: 0,
+            all_read: 0,
             oldest_takes: Duration::ZERO,
         };
         Self(Arc::new(World {
@@ -117,6 +130,7 @@ impl Fake {
             bell,
             rings: watch::channel(0).0,
             cuts: watch::channel(0).0,
+            bell_cuts: watch::channel(0).0,
             frozen: watch::channel(false).0,
             commits: watch::channel(0).0,
             refuses: watch::channel(false).0,
@@ -138,6 +152,11 @@ impl Fake {
 
     pub(super) fn cut(&self) {
         self.0.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Breaks the doorbells, and nothing else.
+    pub(super) fn cut_bells(&self) {
+        self.0.bell_cuts.send_modify(|cuts| *cuts += 1);
     }
 
     pub(super) fn freeze(&self, frozen: bool) {
@@ -205,12 +224,7 @@ impl Database for Fake {
         }
         let mut first = self.connection();
         first.statement().await?;
-        let doorbell: Option<Box<dyn Doorbell>> = match self.0.bell {
-            Bell::None => None,
-            Bell::Works | Bell::Deaf => {
-                Some(Box::new(Ear { connection: self.connection(), rings: self.0.rings.subscribe() }))
-            }
-        };
+        let doorbell = self.ear();
         Ok(Opened {
             writer: Box::new(first),
             reader: Box::new(self.connection()),
@@ -219,12 +233,32 @@ impl Database for Fake {
             max_frame: 4 << 20,
         })
     }
+
+    async fn listen(&self) -> Result<Option<Box<dyn Doorbell>>> {
+        if *self.0.refuses.borrow() {
+            return Err(Error::new(ErrorKind::Unavailable, "listen").with_context("refused"));
+        }
+        Ok(self.ear())
+    }
+}
+
+impl Fake {
+    fn ear(&self) -> Option<Box<dyn Doorbell>> {
+        match self.0.bell {
+            Bell::None => None,
+            Bell::Works | Bell::Deaf => Some(Box::new(Ear {
+                connection: self.connection(),
+                rings: self.0.rings.subscribe(),
+                cuts: self.0.bell_cuts.subscribe(),
+            })),
+        }
+    }
 }
 
 fn insert(log: &mut Log, ids: &[i64], writer: WriterId, rows: &[Row]) {
     for (id, row) in ids.iter().zip(rows) {
         assert!(log.numbers.insert((writer, row.seq), *id).is_none(), "a row was appended twice");
-        let content = Content { topic: row.topic.clone(), frame: row.frame.clone() };
+        let content = Content { topic: row.topic.clone(), frames: row.frames.clone() };
         log.rows.insert(*id, Stored { writer, seq: row.seq, key: row.key, content, at: Instant::now() });
     }
 }
@@ -276,7 +310,7 @@ impl Writer for Connection {
 
 fn entry(id: i64, stored: &Stored, want: Want<'_>) -> Entry {
     let wanted = match want {
-        Want::Keys(keys) => keys.contains(&stored.key),
+        Want::Keys(keys, most) => keys.contains(&stored.key) && stored.content.frames.len() <= most,
         Want::NoContent => false,
     };
     Entry {
@@ -309,7 +343,10 @@ impl Reader for Connection {
         self.statement().await?;
         assert!(first <= last && limit > 0);
         Ok(self.log(|log| {
-            log.rows.range(first..=last).take(limit as usize).map(|(id, row)| entry(*id, row, want)).collect()
+            let rows = log.rows.range(first..=last).take(limit as usize);
+            let entries: Vec<Entry> = rows.map(|(id, row)| entry(*id, row, want)).collect();
+            log.count(entries.iter().filter_map(|entry| entry.content.as_ref()));
+            entries
         }))
     }
 
@@ -331,11 +368,15 @@ impl Reader for Connection {
         }))
     }
 
-    async fn fetch(&mut self, ids: &[i64]) -> Result<Vec<(i64, Content)>> {
+    async fn fetch(&mut self, ids: &[i64], most: usize) -> Result<Vec<(i64, Content)>> {
         self.statement().await?;
         assert!(ids.len() <= crate::store::MOST_KEYS);
         Ok(self.log(|log| {
-            ids.iter().rev().filter_map(|id| Some((*id, log.rows.get(id)?.content.clone()))).collect()
+            let contents = ids.iter().rev().filter_map(|id| Some((*id, log.rows.get(id)?.content.clone())));
+            let contents: Vec<(i64, Content)> =
+                contents.filter(|(_, content)| content.frames.len() <= most).collect();
+            log.count(contents.iter().map(|(_, content)| content));
+            contents
         }))
     }
 }
@@ -385,6 +426,7 @@ impl Keeper for Connection {
 struct Ear {
     connection: Connection,
     rings: watch::Receiver<u64>,
+    cuts: watch::Receiver<u64>,
 }
 
 #[async_trait]
@@ -394,6 +436,7 @@ impl Doorbell for Ear {
         tokio::select! {
             biased;
             _ = self.connection.cuts.wait_for(|now| *now != cut) => Err(broken()),
+            _ = self.cuts.changed() => Err(broken()),
             rang = self.rings.changed() => rang.map_err(|_| broken()),
         }
     }

@@ -98,6 +98,11 @@ impl Gaps {
         self.open.first_key_value().map(|(_, gap)| gap.before)
     }
 
+    /// The row before the gap in which `id` is awaited.
+    pub(super) fn before(&self, id: i64) -> Option<Mark> {
+        self.holding(id).map(|(_, gap)| gap.before)
+    }
+
     /// The row `mark` has come.
     pub(super) fn fill(&mut self, mark: Mark) {
         let Some((first, gap)) = self.holding(mark.id) else { return };

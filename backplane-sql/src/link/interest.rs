@@ -69,8 +69,8 @@ impl Interest {
         self.stale = true;
     }
 
-    /// What a statement is to read.
-    pub(super) fn want(&mut self) -> Want<'_> {
+    /// What a statement is to read, of rows that hold so many bytes at most.
+    pub(super) fn want(&mut self, most: usize) -> Want<'_> {
         if std::mem::take(&mut self.stale) {
             self.keys.clear();
             if self.topics.len() <= MOST_KEYS {
@@ -79,7 +79,7 @@ impl Interest {
                 self.keys.sort_unstable();
             }
         }
-        if self.keys.is_empty() { Want::NoContent } else { Want::Keys(&self.keys) }
+        if self.keys.is_empty() { Want::NoContent } else { Want::Keys(&self.keys, most) }
     }
 
     /// Whether the row `id` of that key may be wanted.
@@ -119,14 +119,16 @@ mod tests {
         let topics: Vec<Topic> = (0..=MOST_KEYS).map(|number| Topic::from(format!("t{number}"))).collect();
         let mut interest = Interest::new(&topics[..MOST_KEYS]);
         interest.add(&topics[..2], 0);
-        assert!(matches!(interest.want(), Want::Keys(keys) if keys.len() == MOST_KEYS && keys.is_sorted()));
+        assert!(
+            matches!(interest.want(9), Want::Keys(keys, 9) if keys.len() == MOST_KEYS && keys.is_sorted())
+        );
         interest.add(&topics[MOST_KEYS..], 0);
-        assert!(matches!(interest.want(), Want::NoContent));
+        assert!(matches!(interest.want(9), Want::NoContent));
         interest.remove(&topics);
-        assert!(matches!(interest.want(), Want::NoContent));
+        assert!(matches!(interest.want(9), Want::NoContent));
         assert!(!interest.may_want(topic_key(b"t1"), 1));
         interest.add(&topics[1..2], 0);
-        assert!(matches!(interest.want(), Want::Keys([_])));
+        assert!(matches!(interest.want(9), Want::Keys([_], 9)));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod cursor;
 #[cfg(test)]
 mod fake;
+mod frames;
 mod gaps;
 mod inbox;
 mod interest;
@@ -17,6 +18,7 @@ mod shared;
 mod tests;
 mod writer;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -33,7 +35,7 @@ pub(crate) use self::interest::topic_key;
 use self::keeper::KeeperTask;
 use self::pace::Pace;
 use self::position::Floor;
-use self::reader::{ReaderTask, Rows};
+use self::reader::{BELL_AGAIN_MIN, ReaderTask, Rows};
 use self::sender::SqlSender;
 use self::shared::Shared;
 use self::writer::WriterTask;
@@ -93,7 +95,8 @@ async fn open(
 
     let shared = Arc::new(Shared::new(Inbox::new(config.max_undelivered)));
     let (changes, change_queue) = mpsc::channel(MOST_CHANGES);
-    let reader = ReaderTask {
+    let calls = config.doorbell && !has_bell;
+    let mut reader = ReaderTask {
         reader,
         doorbell,
         shared: shared.clone(),
@@ -108,17 +111,26 @@ async fn open(
         bound: config.max_undelivered,
         rows: Rows::default(),
         warned: complaints.doorbell.clone(),
+        database: database.clone(),
+        again: None,
+        bell_pause: BELL_AGAIN_MIN,
         found: Vec::new(),
+        pending: VecDeque::new(),
+        brought: 0,
         run: Vec::new(),
+        before: Floor::new(&epoch, start),
         anchor_bytes: 0,
     };
+    if calls {
+        reader.call_again();
+    }
     let writer = WriterTask::new(writer, me, shared.clone(), patience, config.doorbell);
     let keeper = KeeperTask::new(keeper, database, me, config, complaints.keeper.clone());
     // Their owner is `inbound`: dropping it ends all three. Each holds its watch until its connections are gone.
     tokio::spawn(writer.run(shared.watch()));
     tokio::spawn(keeper.run(shared.watch()));
     tokio::spawn(reader.run(shared.watch()));
-    let max_frame = max_frame.min(config.max_frame);
+    let max_frame = max_frame.saturating_sub(frames::HEAD).min(config.max_frame);
     tracing::debug!(
         node = %attach.node,
         attempt = attach.attempt,

@@ -58,14 +58,23 @@ impl Pace {
         self.next
     }
 
-    /// It rang.
-    pub(super) fn rang(&mut self, now: Instant) {
-        if self.bell == Bell::Untried {
+    /// There is another doorbell.
+    pub(super) fn has_bell(&mut self) {
+        self.bell = Bell::Untried;
+        self.unheralded = None;
+        self.strikes = 0;
+    }
+
+    /// It rang. Returns whether for the first time.
+    pub(super) fn rang(&mut self, now: Instant) -> bool {
+        let first = self.bell == Bell::Untried;
+        if first {
             self.bell = Bell::Works;
         }
         self.unheralded = None;
         self.strikes = 0;
         self.next = now;
+        first
     }
 
     /// The doorbell broke.

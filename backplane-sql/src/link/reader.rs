@@ -1,22 +1,26 @@
 //! The task that reads: asks the cursor what to read, reads it, and hands on what is wanted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use backplane_core::{Delivery, LossReason, Result};
+use backplane_core::{Delivery, LossReason, Result, Topic};
+use bytes::Bytes;
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::cursor::{Ask, Cursor, Found, PAGE};
+use super::frames::unpack;
 use super::interest::Interest;
 use super::pace::Pace;
+use super::position::Floor;
 use super::sender::Change;
 use super::shared::{Ending, Phase, Shared, reached};
 use super::within;
-use crate::store::{Content, Doorbell, MOST_KEYS, Reader, Want};
+use crate::store::{Content, Database, Doorbell, MOST_KEYS, Reader, Want};
 
 /// Fewest and most rows of a look.
 const ROWS_MIN: usize = 8;
@@ -25,6 +29,14 @@ const ROWS_MAX: usize = 1_024;
 const ROWS: usize = 128;
 /// From this many bytes on, the row by which we know the log is not read again with every look.
 const HEAVY: usize = 16 << 10;
+/// First pause before another doorbell is called for, doubling up to the second as long as none rings, and how long it may
+/// take.
+pub(super) const BELL_AGAIN_MIN: Duration = Duration::from_secs(1);
+const BELL_AGAIN_MAX: Duration = Duration::from_secs(60);
+const BELL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A doorbell on its way; `None`: there cannot be one.
+pub(super) type Again = BoxFuture<'static, Result<Option<Box<dyn Doorbell>>>>;
 
 /// See the module.
 pub(super) struct ReaderTask {
@@ -45,10 +57,30 @@ pub(super) struct ReaderTask {
     pub(super) rows: Rows,
     /// Whether this bus has complained about its doorbell already.
     pub(super) warned: Arc<AtomicBool>,
+    /// Where a doorbell that broke is had anew.
+    pub(super) database: Arc<dyn Database>,
+    /// Another one is on its way.
+    pub(super) again: Option<Again>,
+    /// How long the next one is waited for at least.
+    pub(super) bell_pause: Duration,
     pub(super) found: Vec<Found>,
+    /// What was found and is not handed on yet.
+    pub(super) pending: VecDeque<Pending>,
+    /// Bytes that came of what was found last.
+    pub(super) brought: usize,
     pub(super) run: Vec<Delivery>,
+    /// Everything up to there was handed on.
+    pub(super) before: Floor,
     /// Bytes of the newest row's frame, where it was read.
     pub(super) anchor_bytes: usize,
+}
+
+/// A row on its way, or a loss.
+#[derive(Debug)]
+pub(super) struct Pending {
+    found: Found,
+    /// It was not among others that were fetched: it is large, or gone.
+    alone: bool,
 }
 
 /// How many rows the next look asks for: so many that they bring about the bytes that are bearable.
@@ -104,21 +136,25 @@ impl ReaderTask {
             let room = shared.inbox.has_room();
             let now = Instant::now();
             if room {
+                if !self.pending.is_empty() {
+                    self.hand_on().await?;
+                    continue;
+                }
                 if let Some(ask) = self.cursor.ask(now) {
                     self.read(ask).await?;
-                    self.hand_on().await?;
+                    self.gather();
                     continue;
                 }
                 self.listen();
                 if self.pace.next() <= Instant::now() && !self.must_wait() {
                     self.look().await?;
-                    self.hand_on().await?;
+                    self.gather();
                     continue;
                 }
             }
             let look = if self.must_wait() { None } else { Some(self.pace.next()) };
             let due = self.cursor.next_due().into_iter().chain(look).min();
-            let Self { changes, doorbell, .. } = self;
+            let Self { changes, doorbell, again, .. } = self;
             let rang = async {
                 match doorbell {
                     Some(doorbell) => doorbell.rang().await,
@@ -134,6 +170,7 @@ impl ReaderTask {
                 () = sleep_until(due.unwrap_or(now)), if room && due.is_some() => {}
                 () = shared.inbox.drained.notified(), if !room => {}
                 rang = rang => self.heard(rang),
+                came = async { again.as_mut().expect("guarded").await }, if again.is_some() => self.came(came),
             }
         }
     }
@@ -149,11 +186,45 @@ impl ReaderTask {
         if let Some(rang) = rang {
             self.heard(rang);
         }
+        if let Some(came) = self.again.as_mut().and_then(|again| again.now_or_never()) {
+            self.came(came);
+        }
+    }
+
+    /// Another doorbell, in a while: first a short one, then ever longer ones.
+    pub(super) fn call_again(&mut self) {
+        let (database, pause) = (self.database.clone(), self.bell_pause);
+        self.bell_pause = (pause * 2).min(BELL_AGAIN_MAX);
+        self.again = Some(Box::pin(async move {
+            sleep(pause).await;
+            within(BELL_PATIENCE, "listen", database.listen()).await
+        }));
+    }
+
+    /// Another doorbell, or none. It is believed when it rings.
+    fn came(&mut self, came: Result<Option<Box<dyn Doorbell>>>) {
+        self.again = None;
+        match came {
+            Ok(Some(doorbell)) => {
+                self.doorbell = Some(doorbell);
+                self.pace.has_bell();
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(%error, "no doorbell of the database for now");
+                self.call_again();
+            }
+        }
     }
 
     fn heard(&mut self, rang: Result<()>) {
         match rang {
-            Ok(()) => self.pace.rang(Instant::now()),
+            Ok(()) => {
+                if self.pace.rang(Instant::now()) {
+                    tracing::debug!("the doorbell of the database works");
+                    self.bell_pause = BELL_AGAIN_MIN;
+                }
+            }
             Err(error) => self.silence(&format!("it broke: {error}")),
         }
     }
@@ -185,9 +256,10 @@ impl ReaderTask {
         Ok(())
     }
 
-    /// Polls from now on.
+    /// Polls until another doorbell rings.
     fn silence(&mut self, why: &str) {
         self.doorbell = None;
+        self.call_again();
         self.pace.silenced(Instant::now());
         if self.warned.swap(true, Ordering::Relaxed) {
             tracing::debug!(why, "the doorbell of the database is not used; polling");
@@ -215,11 +287,13 @@ impl ReaderTask {
                 return Ok(());
             }
             let anchor = entries.into_iter().next();
-            let read = self.reader.read(first + 1, i64::MAX, limit, self.interest.want());
+            let most = self.inline(limit);
+            let read = self.reader.read(first + 1, i64::MAX, limit, self.interest.want(most));
             let rest = within(self.patience, "read", read).await?;
             return self.take(anchor.into_iter().chain(rest).collect(), limit as usize + 1);
         }
-        let read = self.reader.read(first, i64::MAX, limit, self.interest.want());
+        let most = self.inline(limit);
+        let read = self.reader.read(first, i64::MAX, limit, self.interest.want(most));
         let entries = within(self.patience, "read", read).await?;
         self.take(entries, limit as usize)
     }
@@ -228,9 +302,10 @@ impl ReaderTask {
     fn take(&mut self, entries: Vec<crate::store::Entry>, limit: usize) -> Result<()> {
         let full = entries.len() >= limit;
         let size =
-            |entry: &crate::store::Entry| entry.content.as_ref().map_or(0, |content| content.frame.len());
+            |entry: &crate::store::Entry| entry.content.as_ref().map_or(0, |content| content.frames.len());
         let bytes: usize = entries.iter().map(size).sum();
-        self.rows.learn(bytes, full, (self.bound / 2).max(64 << 10));
+        self.rows.learn(bytes, full, self.bearable());
+        self.brought = bytes;
         if entries.len() > 1 || !self.cursor.is_anchored() {
             self.anchor_bytes = entries.last().map_or(0, size);
         }
@@ -249,6 +324,7 @@ impl ReaderTask {
 
     /// Reads what the cursor asks for.
     async fn read(&mut self, ask: Ask) -> Result<()> {
+        let most = self.inline(PAGE);
         let (patience, reader) = (self.patience, &mut self.reader);
         match ask {
             Ask::Bounds => {
@@ -259,7 +335,7 @@ impl ReaderTask {
             }
             Ask::Ids(range) => {
                 // Rows that are known already are not worth their frames.
-                let want = if range.mixed { Want::NoContent } else { self.interest.want() };
+                let want = if range.mixed { Want::NoContent } else { self.interest.want(most) };
                 let read = reader.read(range.first, range.last, PAGE, want);
                 let entries = within(patience, "read", read).await?;
                 let full = entries.len() >= PAGE as usize;
@@ -274,60 +350,117 @@ impl ReaderTask {
         Ok(())
     }
 
-    /// Hands on what was found and is wanted, and fetches the frames that were not read yet: some at a time, each of them
-    /// handed on before the next ones are fetched.
-    async fn hand_on(&mut self) -> Result<()> {
+    /// How many bytes may come at once, a single larger frame excepted.
+    fn bearable(&self) -> usize {
+        (self.bound / 2).max(64 << 10)
+    }
+
+    /// Most bytes of a row that is read with its content, where so many rows are read. Larger ones are fetched.
+    fn inline(&self, rows: u32) -> usize {
+        self.bearable() / (rows as usize).max(1)
+    }
+
+    /// Takes over what was found.
+    fn gather(&mut self) {
         self.cursor.take_found(&mut self.found);
-        let mut found = std::mem::take(&mut self.found);
-        let mut left = found.drain(..).peekable();
-        while left.peek().is_some() {
-            let (mut part, mut missing) = (Vec::new(), Vec::new());
-            let most = self.rows.0.min(MOST_KEYS);
-            while missing.len() < most
-                && let Some(next) = left.next()
+        self.pending.extend(self.found.drain(..).map(|found| Pending { found, alone: false }));
+    }
+
+    /// Hands on a part of what is pending and wanted, and fetches the frames of it that were not read yet: as many as are
+    /// bearable, those that are too large for that one by one.
+    async fn hand_on(&mut self) -> Result<()> {
+        let mut missing = Vec::new();
+        let most_missing = self.rows.0.min(MOST_KEYS);
+        let mut part = 0;
+        for pending in &self.pending {
+            if let Found::Row(entry, _) = &pending.found
+                && entry.content.is_none()
+                && self.interest.may_want(entry.key, entry.id)
             {
-                if let Found::Row(entry, _) = &next
-                    && entry.content.is_none()
-                    && self.interest.may_want(entry.key, entry.id)
-                {
-                    missing.push(entry.id);
+                if missing.len() == most_missing {
+                    break;
                 }
-                part.push(next);
+                missing.push(entry.id);
             }
-            let mut fetched = HashMap::new();
-            if !missing.is_empty() {
-                let contents = within(self.patience, "fetch", self.reader.fetch(&missing)).await?;
-                let bytes = contents.iter().map(|(_, content)| content.frame.len()).sum();
-                self.rows.learn(bytes, true, (self.bound / 2).max(64 << 10));
-                fetched.extend(contents);
+            part += 1;
+            if pending.alone {
+                break;
             }
-            self.hand_on_part(part, fetched);
         }
-        drop(left);
-        self.found = found;
+        let alone = self.pending.front().is_some_and(|first| first.alone);
+        let mut fetched = HashMap::new();
+        if !missing.is_empty() {
+            let most = if alone { usize::MAX } else { self.bearable() / missing.len() };
+            let contents = within(self.patience, "fetch", self.reader.fetch(&missing, most)).await?;
+            self.brought += contents.iter().map(|(_, content)| content.frames.len()).sum::<usize>();
+            fetched.extend(contents);
+        }
+        for _ in 0..part {
+            let Some(mut pending) = self.pending.pop_front() else { break };
+            if let Found::Row(entry, _) = &mut pending.found
+                && entry.content.is_none()
+            {
+                entry.content = fetched.remove(&entry.id);
+                if entry.content.is_none() && !alone && self.interest.may_want(entry.key, entry.id) {
+                    // What follows waits with it.
+                    pending.alone = true;
+                    self.pending.push_front(pending);
+                    break;
+                }
+            }
+            self.hand_on_one(pending.found);
+        }
+        // What was fetched behind one that is fetched alone.
+        if !fetched.is_empty() {
+            for pending in &mut self.pending {
+                if let Found::Row(entry, _) = &mut pending.found
+                    && entry.content.is_none()
+                {
+                    entry.content = fetched.remove(&entry.id);
+                }
+            }
+        }
+        if self.pending.is_empty() {
+            self.rows.learn(self.brought, false, self.bearable());
+            self.brought = 0;
+        }
+        self.shared.inbox.push(&mut self.run);
         Ok(())
     }
 
-    fn hand_on_part(&mut self, part: Vec<Found>, mut fetched: HashMap<i64, Content>) {
-        for found in part {
-            match found {
-                Found::Lost(reason) => self.run.push(Delivery::Lost { topics: None, reason }),
-                Found::Row(entry, floor) => {
-                    let content = entry.content.or_else(|| fetched.remove(&entry.id));
-                    if let Some(Content { topic, frame }) = content {
-                        if let Some(topic) = self.interest.intern(entry.key, entry.id, &topic) {
-                            let position = Some(floor.to_position());
-                            self.run.push(Delivery::Frame { topic, frame, position });
-                        }
-                    } else if self.interest.may_want(entry.key, entry.id) {
-                        // Deleted between the two reads.
-                        let topics = Some(self.interest.topics(entry.key, entry.id));
-                        self.run.push(Delivery::Lost { topics, reason: LossReason::Retention });
-                    }
-                }
+    fn hand_on_one(&mut self, found: Found) {
+        let (entry, floor) = match found {
+            Found::Lost(reason) => return self.run.push(Delivery::Lost { topics: None, reason }),
+            Found::Row(entry, floor) => (entry, floor),
+        };
+        if let Some(Content { topic, frames }) = entry.content {
+            if let Some(topic) = self.interest.intern(entry.key, entry.id, &topic) {
+                self.deliver(&topic, frames, floor);
             }
+        } else if self.interest.may_want(entry.key, entry.id) {
+            // Deleted between the two reads.
+            let topics = Some(self.interest.topics(entry.key, entry.id));
+            self.run.push(Delivery::Lost { topics, reason: LossReason::Retention });
         }
-        self.shared.inbox.push(&mut self.run);
+        self.before = floor;
+    }
+
+    /// The frames of a row. Only the last of them stands where the row is done.
+    fn deliver(&mut self, topic: &Topic, row: Bytes, floor: Floor) {
+        let before = self.before.to_position();
+        let first = self.run.len();
+        for frame in unpack(row) {
+            self.run.push(match frame {
+                Some(frame) => Delivery::Frame { topic: topic.clone(), frame, position: Some(before) },
+                None => {
+                    tracing::warn!(id = floor.id, "a row of the log holds what no node wrote");
+                    Delivery::Lost { topics: Some(vec![topic.clone()]), reason: LossReason::Unreadable }
+                }
+            });
+        }
+        if let Some(Delivery::Frame { position, .. }) = self.run[first..].last_mut() {
+            *position = Some(floor.to_position());
+        }
     }
 }
 

@@ -4,15 +4,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backplane_core::{Error, ErrorKind, Result};
+use backplane_core::{Error, ErrorKind, Outgoing, Result, Topic};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::frames::{HEAD, Packing};
 use super::shared::{Batch, Ending, Phase, Shared, reached};
 use super::{topic_key, within};
 use crate::store::{Row, Writer, WriterId};
 
-/// Most rows of a statement, and most bytes of frames; a single larger row passes.
+/// Most rows of a statement, and most bytes of what they hold; a single larger frame passes.
 const MOST_ROWS: usize = 512;
 const MOST_BYTES: usize = 1 << 20;
 /// Shortest time between two rings.
@@ -123,22 +124,35 @@ impl WriterTask {
         }
     }
 
-    /// Numbers the rows of the next statement.
+    /// Makes the rows of the next statement: what follows upon each other to one topic shares a row, where it is small.
     fn fill(&mut self) {
         let mut bytes = 0;
-        for batch in &mut self.batches {
-            while let Some(outgoing) = batch.frames.as_slice().first() {
-                let size = outgoing.frame.len();
-                if !self.rows.is_empty() && (self.rows.len() >= MOST_ROWS || bytes + size > MOST_BYTES) {
-                    return;
+        let mut open: Option<(Topic, Packing)> = None;
+        'full: for batch in &mut self.batches {
+            while let Some(Outgoing { topic, frame }) = batch.frames.as_slice().first() {
+                let size = HEAD + frame.len();
+                if open.is_some() && bytes + size > MOST_BYTES {
+                    break 'full;
+                }
+                match &mut open {
+                    Some((same, packing)) if same == topic && packing.fits(frame.len()) => packing.add(frame),
+                    _ => {
+                        if let Some((topic, packing)) = open.take() {
+                            push(&mut self.rows, &mut self.seq, topic, packing);
+                        }
+                        if self.rows.len() >= MOST_ROWS {
+                            break 'full;
+                        }
+                        open = Some((topic.clone(), Packing::new(frame)));
+                    }
                 }
                 bytes += size;
-                let Some(outgoing) = batch.frames.next() else { break };
                 batch.in_flight += 1;
-                self.seq += 1;
-                let key = topic_key(outgoing.topic.as_bytes());
-                self.rows.push(Row { seq: self.seq, topic: outgoing.topic, key, frame: outgoing.frame });
+                batch.frames.next();
             }
+        }
+        if let Some((topic, packing)) = open {
+            push(&mut self.rows, &mut self.seq, topic, packing);
         }
     }
 
@@ -183,4 +197,11 @@ impl WriterTask {
         self.rang = Some(Instant::now());
         Ok(())
     }
+}
+
+/// The next row, with its number.
+fn push(rows: &mut Vec<Row>, seq: &mut i64, topic: Topic, packing: Packing) {
+    *seq += 1;
+    let key = topic_key(topic.as_bytes());
+    rows.push(Row { seq: *seq, topic, key, frames: packing.finish() });
 }

@@ -58,7 +58,7 @@ impl Writer for SqlServerWriter {
 /// The rows as one value of bytes, topics and frames in turn, and one that says what lies where: seq, key, place from 1,
 /// length of the topic, length of the frame.
 fn packed(rows: &[Row]) -> (String, Vec<u8>) {
-    let size = rows.iter().map(|row| row.topic.as_bytes().len() + row.frame.len()).sum();
+    let size = rows.iter().map(|row| row.topic.as_bytes().len() + row.frames.len()).sum();
     let mut bytes = Vec::with_capacity(size);
     let mut places = String::with_capacity(rows.len() * 80 + 2);
     for row in rows {
@@ -70,11 +70,11 @@ fn packed(rows: &[Row]) -> (String, Vec<u8>) {
             row.seq,
             row.key,
             topic.len(),
-            row.frame.len()
+            row.frames.len()
         )
         .expect("writing to a string cannot fail");
         bytes.extend_from_slice(topic);
-        bytes.extend_from_slice(&row.frame);
+        bytes.extend_from_slice(&row.frames);
     }
     places.push_str(if places.is_empty() { "[]" } else { "]" });
     (places, bytes)
@@ -93,7 +93,7 @@ impl SqlServerReader {
 
     /// Has the server make its plan now, while nobody waits for a message: by reading nothing.
     pub(super) async fn prepare(&mut self) -> Result<()> {
-        let read = self.read(0, -1, 1, Want::Keys(&[0])).await;
+        let read = self.read(0, -1, 1, Want::Keys(&[0], usize::MAX)).await;
         read.map(drop).map_err(|error| Error::new(error.kind(), "connect").with_source(error))
     }
 
@@ -103,12 +103,17 @@ impl SqlServerReader {
     }
 }
 
-/// The keys whose content is wanted, as parameters.
-fn wanted(want: Want<'_>) -> Vec<i64> {
+/// The keys whose content is wanted, and its most bytes, as parameters.
+fn wanted(want: Want<'_>) -> (Vec<i64>, i64) {
     match want {
-        Want::Keys(keys) => padded(keys),
-        Want::NoContent => Vec::new(),
+        Want::Keys(keys, most) => (padded(keys), size(most)),
+        Want::NoContent => (Vec::new(), 0),
     }
+}
+
+/// Bytes.
+fn size(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 impl SqlServerReader {
@@ -134,9 +139,12 @@ impl Reader for SqlServerReader {
     }
 
     async fn read(&mut self, first: i64, last: i64, limit: u32, want: Want<'_>) -> Result<Vec<Entry>> {
-        let keys = wanted(want);
+        let (keys, most) = wanted(want);
         let limit = i64::from(limit);
         let mut values: Vec<&dyn ToSql> = vec![&first, &last, &limit];
+        if !keys.is_empty() {
+            values.push(&most);
+        }
         values.extend(keys.iter().map(|key| key as &dyn ToSql));
         let statement = self.statements.read(keys.len());
         self.entries(&statement, &values).await
@@ -150,21 +158,26 @@ impl Reader for SqlServerReader {
         limit: u32,
         want: Want<'_>,
     ) -> Result<Vec<Entry>> {
-        let keys = wanted(want);
+        let (keys, most) = wanted(want);
         let limit = i64::from(limit);
         let writer = &writer.0[..];
         let mut values: Vec<&dyn ToSql> = vec![&first, &last, &limit, &writer];
+        if !keys.is_empty() {
+            values.push(&most);
+        }
         values.extend(keys.iter().map(|key| key as &dyn ToSql));
         let statement = self.statements.read_writer(keys.len());
         self.entries(&statement, &values).await
     }
 
-    async fn fetch(&mut self, ids: &[i64]) -> Result<Vec<(i64, Content)>> {
+    async fn fetch(&mut self, ids: &[i64], most: usize) -> Result<Vec<(i64, Content)>> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let ids = padded(ids);
-        let values: Vec<&dyn ToSql> = ids.iter().map(|id| id as &dyn ToSql).collect();
+        let most = size(most);
+        let mut values: Vec<&dyn ToSql> = vec![&most];
+        values.extend(ids.iter().map(|id| id as &dyn ToSql));
         let rows = self.session.rows(&self.statements.fetch(ids.len()), &values).await;
         let read = |row: &tiberius::Row| {
             Ok((column(row, 0)?, content(row, 1)?.ok_or_else(|| unexpected("a row without content"))?))
@@ -272,10 +285,10 @@ fn entry(row: &tiberius::Row) -> tiberius::Result<Entry> {
 
 fn content(row: &tiberius::Row, place: usize) -> tiberius::Result<Option<Content>> {
     let topic: Option<&[u8]> = row.try_get(place)?;
-    let frame: Option<&[u8]> = row.try_get(place + 1)?;
+    let frames: Option<&[u8]> = row.try_get(place + 1)?;
     Ok(topic
-        .zip(frame)
-        .map(|(topic, frame)| Content { topic: Topic::new(topic), frame: Bytes::copy_from_slice(frame) }))
+        .zip(frames)
+        .map(|(topic, frames)| Content { topic: Topic::new(topic), frames: Bytes::copy_from_slice(frames) }))
 }
 
 fn bytes16(row: &tiberius::Row, place: usize) -> tiberius::Result<[u8; 16]> {
@@ -306,11 +319,11 @@ mod units {
 
     #[test]
     fn rows_are_packed_one_behind_the_other() {
-        let row = |seq, key, topic: &str, frame: &'static [u8]| Row {
+        let row = |seq, key, topic: &str, frames: &'static [u8]| Row {
             seq,
             key,
             topic: Topic::from(topic),
-            frame: Bytes::from_static(frame),
+            frames: Bytes::from_static(frames),
         };
         let (places, bytes) =
             packed(&[row(1, i64::MIN, "ab", b"c"), row(2, 7, "", b""), row(3, 7, "d", b"\"]")]);

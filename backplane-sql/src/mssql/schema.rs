@@ -8,7 +8,7 @@ use super::session::Session;
 use super::statements::Names;
 
 /// The format of the tables that this code knows.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// How the database is set up.
 pub(super) struct DatabaseOptions {
@@ -123,7 +123,10 @@ async fn check(session: &mut Session, names: &Names) -> Result<()> {
     let wrong = |context: String| Err(Error::new(ErrorKind::InvalidConfig, "connect").with_context(context));
     match rows.and_then(read).map_err(|error| fault("connect", error))? {
         Some(VERSION) => Ok(()),
-        Some(other) => wrong(format!("{log} has format {other}, and this node knows format {VERSION}")),
+        Some(other) => wrong(format!(
+            "{log} has format {other}, and this node knows format {VERSION}: name another `table`, or drop {log} and \
+             {meta} (what they hold is as old as `retention` at most)"
+        )),
         None => wrong(format!("{meta} has no row: install schema/mssql.sql anew")),
     }
 }

@@ -97,7 +97,7 @@ impl Statements {
             newest: ends("CAST(NULL AS BIGINT)"),
             read: format!("FROM {log} WHERE id BETWEEN @P1 AND @P2 ORDER BY id"),
             read_writer: format!("FROM {log} WHERE writer = @P4 AND seq BETWEEN @P1 AND @P2 ORDER BY seq"),
-            fetch: format!("SELECT id, topic, frame FROM {log} WHERE id IN "),
+            fetch: format!("SELECT id, topic, frames FROM {log} WHERE DATALENGTH(frames) <= @P1 AND id IN "),
             // One that was granted before the server's clock went back a day is void.
             lead: format!(
                 "UPDATE {meta} SET holder = @P1, lease_until = DATEADD(millisecond, @P2, SYSUTCDATETIME()) \
@@ -117,20 +117,20 @@ impl Statements {
         }
     }
 
-    /// Reads by id, with the content of `keys` keys; see [`padded`].
+    /// Reads by id, with the content of `keys` keys, behind the most bytes; see [`padded`].
     pub(super) fn read(&self, keys: usize) -> String {
         select(&self.read, 4, keys)
     }
 
-    /// Reads by writer and seq, with the content of `keys` keys; see [`padded`].
+    /// Reads by writer and seq, with the content of `keys` keys, behind the most bytes; see [`padded`].
     pub(super) fn read_writer(&self, keys: usize) -> String {
         select(&self.read_writer, 5, keys)
     }
 
-    /// Fetches `ids` ids; see [`padded`].
+    /// Fetches `ids` ids, behind the most bytes; see [`padded`].
     pub(super) fn fetch(&self, ids: usize) -> String {
         let mut text = self.fetch.clone();
-        list(&mut text, 1, ids);
+        list(&mut text, 2, ids);
         text
     }
 }
@@ -150,7 +150,7 @@ pub(super) fn padded<T: Copy>(values: &[T]) -> Vec<T> {
 fn append(names: &Names, order: LogOrder, durability: Durability) -> String {
     let Names { log, meta, .. } = names;
     let insert = format!(
-        "INSERT INTO {log} (writer, seq, [key], topic, frame) \
+        "INSERT INTO {log} (writer, seq, [key], topic, frames) \
          SELECT @P1, r.s, r.k, SUBSTRING(@P3, r.o, r.t), SUBSTRING(@P3, r.o + r.t, r.f) \
          FROM OPENJSON(@P2) WITH (s bigint, k bigint, o bigint, t bigint, f bigint) r \
          WHERE NOT EXISTS (SELECT 1 FROM {log} l WHERE l.writer = @P1 AND l.seq = r.s) ORDER BY r.s"
@@ -168,15 +168,16 @@ fn append(names: &Names, order: LogOrder, durability: Durability) -> String {
     }
 }
 
-/// `from` says which rows; the keys are the parameters from `first` on.
+/// `from` says which rows; the most bytes and the keys are the parameters from `first` on.
 fn select(from: &str, first: usize, keys: usize) -> String {
     let mut text = String::with_capacity(200 + 12 * keys);
     text.push_str("SELECT TOP (@P3) id, writer, seq, [key]");
     if keys > 0 {
-        for column in ["topic", "frame"] {
+        for column in ["topic", "frames"] {
             text.push_str(", CASE WHEN [key] IN ");
-            list(&mut text, first, keys);
-            text.push_str(" THEN ");
+            list(&mut text, first + 1, keys);
+            write!(text, " AND DATALENGTH(frames) <= @P{first} THEN ")
+                .expect("writing to a string cannot fail");
             text.push_str(column);
             text.push_str(" END");
         }
@@ -215,8 +216,8 @@ mod units {
         let from = "FROM [chat_log] WHERE writer = @P4 AND seq BETWEEN @P1 AND @P2 ORDER BY seq";
         let columns = "SELECT TOP (@P3) id, writer, seq, [key]";
         assert_eq!(statements.read_writer(0), format!("{columns} {from}"));
-        let wanted = "CASE WHEN [key] IN (@P5,@P6) THEN";
-        let expected = format!("{columns}, {wanted} topic END, {wanted} frame END {from}");
+        let wanted = "CASE WHEN [key] IN (@P6,@P7) AND DATALENGTH(frames) <= @P5 THEN";
+        let expected = format!("{columns}, {wanted} topic END, {wanted} frames END {from}");
         assert_eq!(statements.read_writer(2), expected);
     }
 

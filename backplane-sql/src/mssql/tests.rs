@@ -85,16 +85,16 @@ async fn refused(url: &str) -> Error {
     }
 }
 
-fn row(seq: i64, key: i64, frame: impl Into<Bytes>) -> Row {
-    Row { seq, topic: Topic::from(format!("topic.{key}")), key, frame: frame.into() }
+fn row(seq: i64, key: i64, frames: impl Into<Bytes>) -> Row {
+    Row { seq, topic: Topic::from(format!("topic.{key}")), key, frames: frames.into() }
 }
 
 const A: WriterId = WriterId([0xa; 16]);
 const B: WriterId = WriterId([0xb; 16]);
 
 fn content(entry: &Entry) -> (&Topic, &Bytes) {
-    let Content { topic, frame } = entry.content.as_ref().expect("its content was wanted");
-    (topic, frame)
+    let Content { topic, frames } = entry.content.as_ref().expect("its content was wanted");
+    (topic, frames)
 }
 
 async fn everything(log: &mut Opened) -> Vec<Entry> {
@@ -125,31 +125,39 @@ async fn writes_and_reads(log: &mut Opened) {
     assert_eq!((bounds.epoch, bounds.oldest), (empty.epoch, Some(all[0].id)));
     assert_eq!((newest.id, newest.writer, newest.seq), (all[4].id, B, 1));
 
-    let wanted = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7, 99])).await.unwrap();
+    let wanted =
+        log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7, 99], usize::MAX)).await.unwrap();
     assert_eq!(wanted.len(), 5);
     assert_eq!(content(&wanted[0]), (&Topic::from("topic.-5"), &Bytes::from(any)));
     assert_eq!(content(&wanted[1]).1.len(), 3 << 20);
     assert_eq!(content(&wanted[2]).1, "");
     assert!(wanted[3].content.is_none() && wanted[4].content.is_none());
-    let none = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[])).await.unwrap();
+    // What is larger than wanted is left out.
+    let fits = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7], 3 << 20)).await.unwrap();
+    assert_eq!(fits, wanted);
+    let fits = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7], (3 << 20) - 1)).await.unwrap();
+    assert!(fits[0] == wanted[0] && fits[1] == all[1] && fits[2] == wanted[2]);
+    let fits = log.reader.fetch(&[all[1].id, all[4].id], 5).await.unwrap();
+    assert_eq!(fits.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [all[4].id]);
+    let none = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[], usize::MAX)).await.unwrap();
     assert_eq!(none, all);
     let many: Vec<i64> = (0..256).collect();
-    let same = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&many)).await.unwrap();
+    let same = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&many, usize::MAX)).await.unwrap();
     assert_eq!(same[1..3], wanted[1..3]);
     let some = log.reader.read(all[1].id, all[3].id, 2, Want::NoContent).await.unwrap();
     assert_eq!(some, all[1..3]);
 
-    let own = log.reader.read_writer(A, 2, 3, 100, Want::Keys(&[7])).await.unwrap();
+    let own = log.reader.read_writer(A, 2, 3, 100, Want::Keys(&[7], usize::MAX)).await.unwrap();
     assert_eq!(own, wanted[1..3]);
     let own = log.reader.read_writer(A, 1, i64::MAX, 2, Want::NoContent).await.unwrap();
     assert_eq!(own, all[..2]);
     assert!(log.reader.read_writer(B, 2, 9, 10, Want::NoContent).await.unwrap().is_empty());
 
-    let mut fetched = log.reader.fetch(&[all[4].id, all[0].id, all[4].id + 1_000]).await.unwrap();
+    let mut fetched = log.reader.fetch(&[all[4].id, all[0].id, all[4].id + 1_000], usize::MAX).await.unwrap();
     fetched.sort_by_key(|(id, _)| *id);
     assert_eq!(fetched.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [all[0].id, all[4].id]);
-    assert_eq!(fetched[1].1.frame, "other");
-    assert!(log.reader.fetch(&[]).await.unwrap().is_empty());
+    assert_eq!(fetched[1].1.frames, "other");
+    assert!(log.reader.fetch(&[], usize::MAX).await.unwrap().is_empty());
 
     // A full batch, in its order.
     let rows: Vec<_> = (2..=513).map(|seq| row(seq, seq, vec![0; 128])).collect();
@@ -179,10 +187,10 @@ async fn topics_are_bytes() {
     let topics = [&b"room"[..], b"Room", b"room ", b"", b"\0'\"\\\xff", &[b'x'; 70_000]].map(Topic::new);
     let rows: Vec<_> = (1..)
         .zip(&topics)
-        .map(|(seq, topic)| Row { seq, topic: topic.clone(), key: 1, frame: Bytes::new() })
+        .map(|(seq, topic)| Row { seq, topic: topic.clone(), key: 1, frames: Bytes::new() })
         .collect();
     log.writer.append(A, &rows).await.unwrap();
-    let read = log.reader.read(0, i64::MAX, 100, Want::Keys(&[1])).await.unwrap();
+    let read = log.reader.read(0, i64::MAX, 100, Want::Keys(&[1], usize::MAX)).await.unwrap();
     assert!(read.iter().map(|entry| content(entry).0).eq(&topics));
     server.remove("").await;
 }
@@ -192,10 +200,10 @@ async fn frames_of_many_mebibytes_pass() {
     let server = server!("large");
     let mut log = server.open("").await;
     for (seq, size) in [(1, 7_999), (2, 8_000), (3, 8_001), (4, 16 << 20)] {
-        let frame: Bytes = (0..size).map(|place: u32| place.to_be_bytes()[2]).collect::<Vec<u8>>().into();
-        log.writer.append(A, &[row(seq, 1, frame.clone())]).await.unwrap();
-        let read = log.reader.read_writer(A, seq, seq, 1, Want::Keys(&[1])).await.unwrap();
-        assert!(content(&read[0]).1 == &frame, "{size} bytes");
+        let frames: Bytes = (0..size).map(|place: u32| place.to_be_bytes()[2]).collect::<Vec<u8>>().into();
+        log.writer.append(A, &[row(seq, 1, frames.clone())]).await.unwrap();
+        let read = log.reader.read_writer(A, seq, seq, 1, Want::Keys(&[1], usize::MAX)).await.unwrap();
+        assert!(content(&read[0]).1 == &frames, "{size} bytes");
     }
     server.remove("").await;
 }
@@ -238,10 +246,10 @@ async fn an_operator_installs_it_and_other_formats_are_refused() {
     server.run(&script).await;
     server.run(&script).await;
     let first = open(&missing).await.unwrap().reader.bounds().await.unwrap();
-    server.run(&format!("UPDATE {}_meta SET version = 2", server.table)).await;
+    server.run(&format!("UPDATE {}_meta SET version = 3", server.table)).await;
     let error = refused(&missing).await;
     assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
-    assert!(error.to_string().contains("format 2"), "{error}");
+    assert!(error.to_string().contains("format 3"), "{error}");
     server.run(&format!("DELETE FROM {}_meta", server.table)).await;
     assert_eq!(refused(&missing).await.kind(), ErrorKind::InvalidConfig);
     server.remove("").await;
@@ -316,7 +324,7 @@ async fn a_lock_that_is_not_granted_is_worth_another_try() {
         let table = server.table;
         let hold = format!(
             "BEGIN TRANSACTION; UPDATE {table}_meta SET turn = turn + 1; \
-             INSERT INTO {table}_log (writer, seq, [key], topic, frame) \
+             INSERT INTO {table}_log (writer, seq, [key], topic, frames) \
              VALUES (0x0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a, 1, 1, 0x, 0x)"
         );
         other.batch(&hold).await.unwrap();

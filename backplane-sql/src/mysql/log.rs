@@ -142,10 +142,10 @@ fn parts(rows: &[Row], order: LogOrder, room: usize) -> Result<Vec<Part<'_>>> {
     let mut parts = Vec::with_capacity(1);
     let (mut start, mut used) = (0, 0);
     for (place, row) in rows.iter().enumerate() {
-        let bytes = row.topic.as_bytes().len() + row.frame.len();
+        let bytes = row.topic.as_bytes().len() + row.frames.len();
         if ROW + bytes > room {
             let context =
-                format!("a frame of {} bytes with its topic is above `max_allowed_packet`", row.frame.len());
+                format!("a frame of {} bytes with its topic is above `max_allowed_packet`", row.frames.len());
             return Err(Error::new(ErrorKind::TooLarge, "publish").with_context(context));
         }
         let size = TEXT_ROW + 2 * bytes;
@@ -223,11 +223,11 @@ impl Reader for MySqlReader {
         self.entries(statements::read_writer(&self.names, writer, first, last, limit, want)).await
     }
 
-    async fn fetch(&mut self, ids: &[i64]) -> Result<Vec<(i64, Content)>> {
+    async fn fetch(&mut self, ids: &[i64], most: usize) -> Result<Vec<(i64, Content)>> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = self.session.rows(statements::fetch(&self.names, ids)).await;
+        let rows = self.session.rows(statements::fetch(&self.names, ids, most)).await;
         let read = |row: &MySqlRow| {
             let missing = || sqlx::Error::Decode("a row without content".into());
             Ok((row.try_get(0)?, content(row, 1)?.ok_or_else(missing)?))
@@ -322,10 +322,10 @@ fn entry(row: &MySqlRow) -> sqlx::Result<Entry> {
 fn content(row: &MySqlRow, place: usize) -> sqlx::Result<Option<Content>> {
     // Copied: a frame must not keep the buffer of the whole row.
     let topic: Option<&[u8]> = row.try_get(place)?;
-    let frame: Option<&[u8]> = row.try_get(place + 1)?;
+    let frames: Option<&[u8]> = row.try_get(place + 1)?;
     Ok(topic
-        .zip(frame)
-        .map(|(topic, frame)| Content { topic: Topic::new(topic), frame: Bytes::copy_from_slice(frame) }))
+        .zip(frames)
+        .map(|(topic, frames)| Content { topic: Topic::new(topic), frames: Bytes::copy_from_slice(frames) }))
 }
 
 fn writer(row: &MySqlRow, place: usize) -> sqlx::Result<WriterId> {
@@ -352,7 +352,7 @@ mod units {
 
     #[test]
     fn a_batch_is_cut_where_a_statement_is_full_and_around_large_rows() {
-        let row = |size: usize| Row { seq: 1, topic: Topic::from(""), key: 0, frame: vec![0; size].into() };
+        let row = |size: usize| Row { seq: 1, topic: Topic::from(""), key: 0, frames: vec![0; size].into() };
         let cut = |rows: &[Row], order, room| {
             let size = |part: &Part<'_>| match part {
                 Part::One(_) => 0,

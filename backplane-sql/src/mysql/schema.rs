@@ -11,7 +11,7 @@ use super::session::Session;
 use super::statements::Names;
 
 /// The format of the tables that this code knows.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// Makes sure that the tables are there and of our format, and that this user may do what a node does.
 pub(super) async fn ensure(session: &mut Session, names: &Names, create: bool) -> Result<()> {
@@ -27,7 +27,10 @@ pub(super) async fn ensure(session: &mut Session, names: &Names, create: bool) -
             "the tables {log} and {meta} are not there, or {meta} is empty: install schema/mysql.sql, or let `create` be true"
         )),
         Some(VERSION) => rights(session, names).await,
-        Some(other) => wrong(format!("{log} has format {other}, and this node knows format {VERSION}")),
+        Some(other) => wrong(format!(
+            "{log} has format {other}, and this node knows format {VERSION}: name another `table`, or drop {log} and \
+             {meta} (what they hold is as old as `retention` at most)"
+        )),
     }
 }
 
@@ -66,7 +69,7 @@ async fn install(session: &mut Session, names: &Names) -> Result<()> {
 async fn rights(session: &mut Session, names: &Names) -> Result<()> {
     let Names { log, meta } = names;
     let statements = format!(
-        "EXPLAIN INSERT INTO {log} (writer, seq, `key`, topic, frame, at) \
+        "EXPLAIN INSERT INTO {log} (writer, seq, `key`, topic, frames, at) \
          VALUES (x'00', 0, 0, '', '', UTC_TIMESTAMP(6)) ON DUPLICATE KEY UPDATE id = id; \
          EXPLAIN DELETE FROM {log} WHERE id = 0; \
          EXPLAIN UPDATE {meta} SET holder = NULL, lease_until = NULL WHERE one = 1"

@@ -102,7 +102,7 @@ fn with_values<'a>(statement: String, writer: WriterId, row: &'a Row) -> Query<'
         .bind(row.seq)
         .bind(row.key)
         .bind(row.topic.as_bytes())
-        .bind(&row.frame[..])
+        .bind(&row.frames[..])
 }
 
 /// A number of the server's, signed or not.

@@ -40,7 +40,7 @@ pub(super) fn append_one(names: &Names) -> String {
 
 /// Appends rows, in their order; `skip`: those that are there already are left as they are.
 pub(super) fn append(names: &Names, writer: WriterId, rows: &[Row], skip: bool) -> String {
-    let size: usize = rows.iter().map(|row| 128 + 2 * (row.topic.as_bytes().len() + row.frame.len())).sum();
+    let size: usize = rows.iter().map(|row| 128 + 2 * (row.topic.as_bytes().len() + row.frames.len())).sum();
     let mut text = insert(names);
     text.reserve(size + SKIP.len());
     let writer = bytes(&writer.0);
@@ -49,7 +49,7 @@ pub(super) fn append(names: &Names, writer: WriterId, rows: &[Row], skip: bool) 
         write!(text, "{comma}({writer},{},{},", row.seq, row.key).expect("writing to a string cannot fail");
         digits(&mut text, row.topic.as_bytes());
         text.push(',');
-        digits(&mut text, &row.frame);
+        digits(&mut text, &row.frames);
         text.push_str(",UTC_TIMESTAMP(6))");
     }
     if skip {
@@ -59,7 +59,7 @@ pub(super) fn append(names: &Names, writer: WriterId, rows: &[Row], skip: bool) 
 }
 
 fn insert(names: &Names) -> String {
-    format!("INSERT INTO {} (writer, seq, `key`, topic, frame, at) VALUES ", names.log)
+    format!("INSERT INTO {} (writer, seq, `key`, topic, frames, at) VALUES ", names.log)
 }
 
 /// Begins a transaction that no other writer of the log is in. Ids are handed out after it and are seen before the
@@ -108,8 +108,12 @@ pub(super) fn read_writer(
     )
 }
 
-pub(super) fn fetch(names: &Names, ids: &[i64]) -> String {
-    format!("SELECT id, topic, frame FROM {} WHERE id IN ({})", names.log, list(ids))
+pub(super) fn fetch(names: &Names, ids: &[i64], most: usize) -> String {
+    format!(
+        "SELECT id, topic, frames FROM {} WHERE id IN ({}) AND LENGTH(frames) <= {most}",
+        names.log,
+        list(ids)
+    )
 }
 
 /// Takes or renews the lease. One that was granted before the server's clock went back a day is void.
@@ -145,9 +149,9 @@ pub(super) fn delete(names: &Names, ids: &[i64]) -> String {
 /// The columns of content, for those rows where they are wanted.
 fn content(want: Want<'_>) -> String {
     match want {
-        Want::Keys(keys) if !keys.is_empty() => {
-            let keys = list(keys);
-            format!(", IF(`key` IN ({keys}), topic, NULL), IF(`key` IN ({keys}), frame, NULL)")
+        Want::Keys(keys, most) if !keys.is_empty() => {
+            let wanted = format!("`key` IN ({}) AND LENGTH(frames) <= {most}", list(keys));
+            format!(", IF({wanted}, topic, NULL), IF({wanted}, frames, NULL)")
         }
         _ => String::new(),
     }
@@ -191,22 +195,29 @@ mod units {
     fn values_are_digits_whatever_they_are() {
         let names = Names::of(&LogConfig { table: "chat".into(), ..LogConfig::default() });
         assert_eq!(
-            read_writer(&names, WriterId(*b"'; DROP TABLE --"), -1, i64::MAX, 9, Want::Keys(&[1, i64::MIN])),
-            "SELECT id, writer, seq, `key`, IF(`key` IN (1,-9223372036854775808), topic, NULL), \
-             IF(`key` IN (1,-9223372036854775808), frame, NULL) FROM `chat_log` \
+            read_writer(
+                &names,
+                WriterId(*b"'; DROP TABLE --"),
+                -1,
+                i64::MAX,
+                9,
+                Want::Keys(&[1, i64::MIN], 77)
+            ),
+            "SELECT id, writer, seq, `key`, IF(`key` IN (1,-9223372036854775808) AND LENGTH(frames) <= 77, topic, NULL), \
+             IF(`key` IN (1,-9223372036854775808) AND LENGTH(frames) <= 77, frames, NULL) FROM `chat_log` \
              WHERE writer = x'273b2044524f50205441424c45202d2d' AND seq BETWEEN -1 AND 9223372036854775807 \
              ORDER BY seq LIMIT 9"
         );
-        let row = |seq, frame: &'static [u8]| Row {
+        let row = |seq, frames: &'static [u8]| Row {
             seq,
             topic: Topic::from("');"),
             key: -1,
-            frame: Bytes::from_static(frame),
+            frames: Bytes::from_static(frames),
         };
         let rows = [row(1, b"\\'\0\xff"), row(i64::MAX, b"")];
         let writer = "x'07070707070707070707070707070707'";
         let expected = format!(
-            "INSERT INTO `chat_log` (writer, seq, `key`, topic, frame, at) VALUES \
+            "INSERT INTO `chat_log` (writer, seq, `key`, topic, frames, at) VALUES \
              ({writer},1,-1,x'27293b',x'5c2700ff',UTC_TIMESTAMP(6)),\
              ({writer},9223372036854775807,-1,x'27293b',x'',UTC_TIMESTAMP(6))"
         );

@@ -57,16 +57,16 @@ async fn run(connection: &mut MySqlConnection, statement: String) {
     connection.execute(sqlx::raw_sql(AssertSqlSafe(statement))).await.unwrap();
 }
 
-fn row(seq: i64, key: i64, frame: impl Into<Bytes>) -> Row {
-    Row { seq, topic: Topic::from(format!("topic.{key}")), key, frame: frame.into() }
+fn row(seq: i64, key: i64, frames: impl Into<Bytes>) -> Row {
+    Row { seq, topic: Topic::from(format!("topic.{key}")), key, frames: frames.into() }
 }
 
 const A: WriterId = WriterId([0xa; 16]);
 const B: WriterId = WriterId([0xb; 16]);
 
 fn content(entry: &Entry) -> (&Topic, &Bytes) {
-    let Content { topic, frame } = entry.content.as_ref().expect("its content was wanted");
-    (topic, frame)
+    let Content { topic, frames } = entry.content.as_ref().expect("its content was wanted");
+    (topic, frames)
 }
 
 async fn everything(log: &mut Opened) -> Vec<Entry> {
@@ -97,28 +97,36 @@ async fn writes_and_reads(log: &mut Opened) {
     assert_eq!((bounds.epoch, bounds.oldest), (empty.epoch, Some(all[0].id)));
     assert_eq!((newest.id, newest.writer, newest.seq), (all[4].id, B, 1));
 
-    let wanted = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7, 99])).await.unwrap();
+    let wanted =
+        log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7, 99], usize::MAX)).await.unwrap();
     assert_eq!(wanted.len(), 5);
     assert_eq!(content(&wanted[0]), (&Topic::from("topic.-5"), &Bytes::from(any)));
     assert_eq!(content(&wanted[1]).1.len(), 3 << 20);
     assert_eq!(content(&wanted[2]).1, "");
     assert!(wanted[3].content.is_none() && wanted[4].content.is_none());
-    let none = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[])).await.unwrap();
+    // What is larger than wanted is left out.
+    let fits = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7], 3 << 20)).await.unwrap();
+    assert_eq!(fits, wanted);
+    let fits = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7], (3 << 20) - 1)).await.unwrap();
+    assert!(fits[0] == wanted[0] && fits[1] == all[1] && fits[2] == wanted[2]);
+    let fits = log.reader.fetch(&[all[1].id, all[4].id], 5).await.unwrap();
+    assert_eq!(fits.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [all[4].id]);
+    let none = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[], usize::MAX)).await.unwrap();
     assert_eq!(none, all);
     let some = log.reader.read(all[1].id, all[3].id, 2, Want::NoContent).await.unwrap();
     assert_eq!(some, all[1..3]);
 
-    let own = log.reader.read_writer(A, 2, 3, 100, Want::Keys(&[7])).await.unwrap();
+    let own = log.reader.read_writer(A, 2, 3, 100, Want::Keys(&[7], usize::MAX)).await.unwrap();
     assert_eq!(own, wanted[1..3]);
     let own = log.reader.read_writer(A, 1, i64::MAX, 2, Want::NoContent).await.unwrap();
     assert_eq!(own, all[..2]);
     assert!(log.reader.read_writer(B, 2, 9, 10, Want::NoContent).await.unwrap().is_empty());
 
-    let mut fetched = log.reader.fetch(&[all[4].id, all[0].id, all[4].id + 1_000]).await.unwrap();
+    let mut fetched = log.reader.fetch(&[all[4].id, all[0].id, all[4].id + 1_000], usize::MAX).await.unwrap();
     fetched.sort_by_key(|(id, _)| *id);
     assert_eq!(fetched.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [all[0].id, all[4].id]);
-    assert_eq!(fetched[1].1.frame, "other");
-    assert!(log.reader.fetch(&[]).await.unwrap().is_empty());
+    assert_eq!(fetched[1].1.frames, "other");
+    assert!(log.reader.fetch(&[], usize::MAX).await.unwrap().is_empty());
 
     // A full batch, in its order.
     let rows: Vec<_> = (2..=513).map(|seq| row(seq, seq, vec![0; 128])).collect();
@@ -176,10 +184,10 @@ async fn topics_are_bytes() {
     let topics = [&b"room"[..], b"Room", b"room ", b"", b"\0'\"\\\xff", &[b'x'; 70_000]].map(Topic::new);
     let rows: Vec<_> = (1..)
         .zip(&topics)
-        .map(|(seq, topic)| Row { seq, topic: topic.clone(), key: 1, frame: Bytes::new() })
+        .map(|(seq, topic)| Row { seq, topic: topic.clone(), key: 1, frames: Bytes::new() })
         .collect();
     log.writer.append(A, &rows).await.unwrap();
-    let read = log.reader.read(0, i64::MAX, 100, Want::Keys(&[1])).await.unwrap();
+    let read = log.reader.read(0, i64::MAX, 100, Want::Keys(&[1], usize::MAX)).await.unwrap();
     assert!(read.iter().map(|entry| content(entry).0).eq(&topics));
 }
 
@@ -189,12 +197,12 @@ async fn the_largest_frame_passes_and_a_larger_one_is_refused_before_it_is_sent(
     let mut log = open(&server.url(), "table=large").await.unwrap();
     let topic = Topic::from("x".repeat(super::log::max_frame(0x0100_0000).min(64 << 10)));
     assert_eq!(log.max_frame, (16 << 20) - (72 << 10) - 64, "the server takes 16 MiB by default");
-    let frame = Bytes::from(vec![0xc3; log.max_frame]);
-    let most = Row { seq: 1, topic: topic.clone(), key: 1, frame: frame.clone() };
+    let frames = Bytes::from(vec![0xc3; log.max_frame]);
+    let most = Row { seq: 1, topic: topic.clone(), key: 1, frames: frames.clone() };
     log.writer.append(A, &[most]).await.unwrap();
-    let read = log.reader.read(0, i64::MAX, 1, Want::Keys(&[1])).await.unwrap();
-    assert!(content(&read[0]) == (&topic, &frame));
-    let above = Row { seq: 2, topic, key: 1, frame: Bytes::from(vec![0; log.max_frame + 1]) };
+    let read = log.reader.read(0, i64::MAX, 1, Want::Keys(&[1], usize::MAX)).await.unwrap();
+    assert!(content(&read[0]) == (&topic, &frames));
+    let above = Row { seq: 2, topic, key: 1, frames: Bytes::from(vec![0; log.max_frame + 1]) };
     let error = log.writer.append(A, &[above]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
     log.writer.append(A, &[row(2, 1, "x")]).await.unwrap();
@@ -271,10 +279,10 @@ async fn another_format_is_refused() {
     let server = server!();
     let parameters = "table=format";
     drop(open(&server.url(), parameters).await.unwrap());
-    server.query("UPDATE format_meta SET version = 2").await.unwrap();
+    server.query("UPDATE format_meta SET version = 3").await.unwrap();
     let error = refused(&server.url(), parameters).await;
     assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
-    assert!(error.to_string().contains("format 2"), "{error}");
+    assert!(error.to_string().contains("format 3"), "{error}");
     server.query("DELETE FROM format_meta").await.unwrap();
     let error = refused(&server.url(), "table=format&create=false").await;
     assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
@@ -365,7 +373,7 @@ async fn a_foreign_transaction_stops_nobody_and_a_row_of_its_own_appears_late() 
     let server = server!();
     let mut log = open(&server.url(), "table=late").await.unwrap();
     let mut other = foreign(server).await;
-    let late = "START TRANSACTION; INSERT INTO late_log (writer, seq, `key`, topic, frame, at) \
+    let late = "START TRANSACTION; INSERT INTO late_log (writer, seq, `key`, topic, frames, at) \
                 VALUES (x'01', 1, 1, '', '', UTC_TIMESTAMP(6))";
     run(&mut other, late.into()).await;
     log.writer.append(A, &[row(1, 1, "x")]).await.unwrap();
@@ -386,7 +394,7 @@ async fn a_lock_that_is_not_granted_is_worth_another_try() {
         // The same row, not committed yet; and the row about the log, which gives writers their turn.
         let hold = format!(
             "START TRANSACTION; SELECT * FROM {table}_meta FOR UPDATE; \
-             INSERT INTO {table}_log (writer, seq, `key`, topic, frame, at) \
+             INSERT INTO {table}_log (writer, seq, `key`, topic, frames, at) \
              VALUES (x'0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a', 1, 1, '', '', UTC_TIMESTAMP(6))"
         );
         run(&mut other, hold).await;

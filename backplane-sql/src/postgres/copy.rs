@@ -12,13 +12,13 @@ const FIXED: usize = 2 + 5 * 4 + 16 + 8 + 8;
 
 /// All rows, as `COPY log (writer, seq, key, topic, frame) FROM STDIN WITH (FORMAT binary)` takes them.
 pub(super) fn encode(writer: WriterId, rows: &[Row]) -> Vec<u8> {
-    let size: usize = rows.iter().map(|row| FIXED + row.topic.as_bytes().len() + row.frame.len()).sum();
+    let size: usize = rows.iter().map(|row| FIXED + row.topic.as_bytes().len() + row.frames.len()).sum();
     let mut bytes = Vec::with_capacity(HEADER.len() + size + 2);
     bytes.extend_from_slice(HEADER);
     for row in rows {
         bytes.extend_from_slice(&FIELDS.to_be_bytes());
         for field in
-            [&writer.0[..], &row.seq.to_be_bytes(), &row.key.to_be_bytes(), row.topic.as_bytes(), &row.frame]
+            [&writer.0[..], &row.seq.to_be_bytes(), &row.key.to_be_bytes(), row.topic.as_bytes(), &row.frames]
         {
             // The bus takes no frame or topic that is anywhere near this long.
             let length = i32::try_from(field.len()).expect("frames are shorter than 256 MiB");
@@ -39,7 +39,7 @@ mod units {
 
     #[test]
     fn rows_are_laid_out_as_the_documentation_has_it() {
-        let row = Row { seq: 1, topic: Topic::from("t"), key: -1, frame: Bytes::from_static(b"ab") };
+        let row = Row { seq: 1, topic: Topic::from("t"), key: -1, frames: Bytes::from_static(b"ab") };
         let bytes = encode(WriterId([7; 16]), &[row]);
         let mut expected = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x05\0\0\0\x10".to_vec();
         expected.extend([7; 16]);

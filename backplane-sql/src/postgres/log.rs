@@ -62,7 +62,7 @@ impl PgWriter {
         let seqs: Vec<i64> = rows.iter().map(|row| row.seq).collect();
         let keys: Vec<i64> = rows.iter().map(|row| row.key).collect();
         let topics: Vec<&[u8]> = rows.iter().map(|row| row.topic.as_bytes()).collect();
-        let frames: Vec<&[u8]> = rows.iter().map(|row| &row.frame[..]).collect();
+        let frames: Vec<&[u8]> = rows.iter().map(|row| &row.frames[..]).collect();
         let values = [
             Value::Bytes(&writer.0),
             Value::Ints(&seqs),
@@ -141,8 +141,9 @@ impl Reader for PgReader {
         let statements = self.statements.clone();
         let (first, last, limit) = (Value::Int(first), Value::Int(last), Value::Int(limit.into()));
         match want {
-            Want::Keys(keys) if !keys.is_empty() => {
-                self.entries(&statements.read_wanted, &[first, last, limit, Value::Ints(keys)]).await
+            Want::Keys(keys, most) if !keys.is_empty() => {
+                let values = [first, last, limit, Value::Ints(keys), size(most)];
+                self.entries(&statements.read_wanted, &values).await
             }
             _ => self.entries(&statements.read, &[first, last, limit]).await,
         }
@@ -160,16 +161,16 @@ impl Reader for PgReader {
         let (first, last, limit) = (Value::Int(first), Value::Int(last), Value::Int(limit.into()));
         let writer = Value::Bytes(&writer.0);
         match want {
-            Want::Keys(keys) if !keys.is_empty() => {
-                let values = [first, last, limit, Value::Ints(keys), writer];
+            Want::Keys(keys, most) if !keys.is_empty() => {
+                let values = [first, last, limit, Value::Ints(keys), size(most), writer];
                 self.entries(&statements.read_writer_wanted, &values).await
             }
             _ => self.entries(&statements.read_writer, &[first, last, limit, writer]).await,
         }
     }
 
-    async fn fetch(&mut self, ids: &[i64]) -> Result<Vec<(i64, Content)>> {
-        let rows = self.session.rows(&self.statements.fetch, &[Value::Ints(ids)]).await;
+    async fn fetch(&mut self, ids: &[i64], most: usize) -> Result<Vec<(i64, Content)>> {
+        let rows = self.session.rows(&self.statements.fetch, &[Value::Ints(ids), size(most)]).await;
         let read = |row: &PgRow| {
             let missing = || sqlx::Error::Decode("a row without content".into());
             Ok((row.try_get(0)?, content(row, 1)?.ok_or_else(missing)?))
@@ -238,6 +239,11 @@ impl Keeper for PgKeeper {
     }
 }
 
+/// Bytes.
+fn size(bytes: usize) -> Value<'static> {
+    Value::Int(i64::try_from(bytes).unwrap_or(i64::MAX))
+}
+
 fn microseconds(duration: Duration) -> Value<'static> {
     Value::Int(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX))
 }
@@ -255,10 +261,10 @@ fn entry(row: &PgRow) -> sqlx::Result<Entry> {
 
 fn content(row: &PgRow, place: usize) -> sqlx::Result<Option<Content>> {
     let topic = bytes(row, place)?;
-    let frame = bytes(row, place + 1)?;
+    let frames = bytes(row, place + 1)?;
     Ok(topic
-        .zip(frame)
-        .map(|(topic, frame)| Content { topic: Topic::new(&topic), frame: Bytes::from(frame) }))
+        .zip(frames)
+        .map(|(topic, frames)| Content { topic: Topic::new(&topic), frames: Bytes::from(frames) }))
 }
 
 fn writer(row: &PgRow, place: usize) -> sqlx::Result<WriterId> {

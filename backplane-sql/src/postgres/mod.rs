@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use backplane_core::parameters::Parameters;
 use backplane_core::{Capabilities, Order, Result, TopicSyntax};
+use parking_lot::Mutex;
 
 use crate::config::{LogConfig, LogOrder};
 use crate::store::{Database, Doorbell, Opened};
@@ -53,6 +54,7 @@ pub(crate) fn open(url: &str, rest: &mut Parameters<'_>, config: &LogConfig) -> 
         names,
         config: config.clone(),
         said_that_it_polls: AtomicBool::new(false),
+        listening: Mutex::new(None),
     }))
 }
 
@@ -63,6 +65,8 @@ struct Postgres {
     config: LogConfig,
     /// Once is enough, however often a link is opened.
     said_that_it_polls: AtomicBool,
+    /// How the last link talked to the server, and what is notified.
+    listening: Mutex<Option<(Manner, String)>>,
 }
 
 impl fmt::Debug for Postgres {
@@ -99,6 +103,11 @@ impl Database for Postgres {
             Session::open_as(&self.settings, manner),
             async { Ok(self.doorbell(manner, &statements.channel).await) },
         )?;
+        *self.listening.lock() = Some((manner, statements.channel.clone()));
+        let doorbell = doorbell.unwrap_or_else(|error| {
+            tracing::warn!(log = %self.names.log, %error, "no connection to listen on: the log is polled for now");
+            None
+        });
         Ok(Opened {
             writer: Box::new(PgWriter::new(writer, statements.clone())),
             reader: Box::new(PgReader::new(reader, statements.clone()).await?),
@@ -107,13 +116,21 @@ impl Database for Postgres {
             max_frame: MOST_FRAME,
         })
     }
+
+    async fn listen(&self) -> Result<Option<Box<dyn Doorbell>>> {
+        let listening = self.listening.lock().clone();
+        match listening {
+            Some((manner, channel)) => self.doorbell(manner, &channel).await,
+            None => Ok(None),
+        }
+    }
 }
 
 impl Postgres {
-    /// The doorbell, where there can be one. Without it the log still works: a failure is said, and no error.
-    async fn doorbell(&self, manner: Manner, channel: &str) -> Option<Box<dyn Doorbell>> {
+    /// The doorbell, where there can be one. Without it the log still works: a failure is said, and ends no link.
+    async fn doorbell(&self, manner: Manner, channel: &str) -> Result<Option<Box<dyn Doorbell>>> {
         if !self.config.doorbell {
-            return None;
+            return Ok(None);
         }
         if self.settings.listen.is_none() && manner.sessions == Sessions::Lent {
             if !self.said_that_it_polls.swap(true, Ordering::Relaxed) {
@@ -123,14 +140,9 @@ impl Postgres {
                      polled; `listen_url` names the server itself"
                 );
             }
-            return None;
+            return Ok(None);
         }
-        match PgDoorbell::listen(self.settings.listening(), channel).await {
-            Ok(doorbell) => Some(Box::new(doorbell)),
-            Err(error) => {
-                tracing::warn!(log = %self.names.log, %error, "no connection to listen on: the log is polled");
-                None
-            }
-        }
+        let doorbell = PgDoorbell::listen(self.settings.listening(), channel).await?;
+        Ok(Some(Box::new(doorbell)))
     }
 }

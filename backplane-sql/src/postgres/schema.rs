@@ -8,7 +8,7 @@ use super::session::Session;
 use super::statements::Names;
 
 /// The format of the tables that this code knows.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// What is there.
 struct Found {
@@ -109,6 +109,9 @@ async fn check(session: &mut Session, names: &Names) -> Result<()> {
     match read().map_err(|error| fault("connect", error))? {
         (VERSION, 16) => Ok(()),
         (VERSION, length) => wrong(format!("the epoch in {meta} has {length} bytes instead of 16")),
-        (other, _) => wrong(format!("{log} has format {other}, and this node knows format {VERSION}")),
+        (other, _) => wrong(format!(
+            "{log} has format {other}, and this node knows format {VERSION}: name another `table`, or drop {log} and \
+             {meta} (what they hold is as old as `retention` at most)"
+        )),
     }
 }

@@ -63,15 +63,15 @@ pub(super) struct Statements {
     /// 16 bytes that are others after a replica took over, which may not have received the end of the log; where commits do
     /// not wait for the disk, after a restart of the server too.
     pub(super) run: Arc<str>,
-    /// first, last, limit, keys
+    /// first, last, limit, keys, most bytes
     pub(super) read_wanted: Arc<str>,
     /// first, last, limit
     pub(super) read: Arc<str>,
-    /// first, last, limit, keys, writer
+    /// first, last, limit, keys, most bytes, writer
     pub(super) read_writer_wanted: Arc<str>,
     /// first, last, limit, writer
     pub(super) read_writer: Arc<str>,
-    /// ids
+    /// ids, most bytes
     pub(super) fetch: Arc<str>,
     /// holder, microseconds
     pub(super) lead: Arc<str>,
@@ -94,15 +94,19 @@ impl Statements {
                  FROM {meta} m LEFT JOIN (SELECT id, writer, seq FROM {log} ORDER BY id DESC LIMIT 1) n ON true"
             )
         };
-        let wanted = "key IN (SELECT unnest($4::bigint[])) AS wanted";
+        let wanted = "key IN (SELECT unnest($4::bigint[])) AND octet_length(frames) <= $5 AS wanted";
         let content = "r.id, r.writer, r.seq, r.key, CASE WHEN r.wanted THEN r.topic END, \
-                       CASE WHEN r.wanted THEN r.frame END";
+                       CASE WHEN r.wanted THEN r.frames END";
         Self {
             copy: is_plain(config)
-                .then(|| format!("COPY {log} (writer, seq, key, topic, frame) FROM STDIN WITH (FORMAT binary)").into()),
+                .then(|| format!("COPY {log} (writer, seq, key, topic, frames) FROM STDIN WITH (FORMAT binary)").into()),
             append: append(log, config, key, "").into(),
             append_again: append(log, config, key, " ON CONFLICT (writer, seq) DO NOTHING").into(),
-            ring: format!("SELECT pg_notify('{channel}', '')").into(),
+            // What it tells of is on the disk already: that it was told need not be.
+            ring: format!(
+                "SELECT pg_notify('{channel}', '') FROM (SELECT set_config('synchronous_commit', 'off', true)) relaxed"
+            )
+            .into(),
             bounds: ends(&format!("(SELECT min(id) FROM {log})")).into(),
             newest: ends("NULL::bigint").into(),
             run: run(config.durability).into(),
@@ -113,7 +117,7 @@ impl Statements {
             .into(),
             read: format!("SELECT id, writer, seq, key FROM {log} WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT $3").into(),
             read_writer_wanted: format!(
-                "SELECT {content} FROM (SELECT *, {wanted} FROM {log} WHERE writer = $5 AND seq BETWEEN $1 AND $2 \
+                "SELECT {content} FROM (SELECT *, {wanted} FROM {log} WHERE writer = $6 AND seq BETWEEN $1 AND $2 \
                  ORDER BY seq LIMIT $3) r ORDER BY r.seq"
             )
             .into(),
@@ -121,7 +125,7 @@ impl Statements {
                 "SELECT id, writer, seq, key FROM {log} WHERE writer = $4 AND seq BETWEEN $1 AND $2 ORDER BY seq LIMIT $3"
             )
             .into(),
-            fetch: format!("SELECT id, topic, frame FROM {log} WHERE id = ANY($1)").into(),
+            fetch: format!("SELECT id, topic, frames FROM {log} WHERE id = ANY($1) AND octet_length(frames) <= $2").into(),
             // A lease that ends later than any is granted stems from a clock that was set back since.
             lead: format!(
                 "UPDATE {meta} SET holder = $1, lease_until = clock_timestamp() + $2 * interval '1 microsecond' \
@@ -185,8 +189,8 @@ fn append(log: &str, config: &LogConfig, key: i64, conflict: &str) -> String {
     let from: String =
         first.iter().filter_map(|part| part.split_once(' ')).map(|(name, _)| format!("{name}, ")).collect();
     format!(
-        "{with}INSERT INTO {log} (writer, seq, key, topic, frame) SELECT $1, r.seq, r.key, r.topic, r.frame \
+        "{with}INSERT INTO {log} (writer, seq, key, topic, frames) SELECT $1, r.seq, r.key, r.topic, r.frames \
          FROM {from}unnest($2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[]) \
-         WITH ORDINALITY AS r (seq, key, topic, frame, place) ORDER BY r.place{conflict}"
+         WITH ORDINALITY AS r (seq, key, topic, frames, place) ORDER BY r.place{conflict}"
     )
 }

@@ -40,16 +40,16 @@ async fn refused(url: &str, parameters: &str) -> Error {
     }
 }
 
-fn row(seq: i64, key: i64, frame: impl Into<Bytes>) -> Row {
-    Row { seq, topic: Topic::from(format!("topic.{key}")), key, frame: frame.into() }
+fn row(seq: i64, key: i64, frames: impl Into<Bytes>) -> Row {
+    Row { seq, topic: Topic::from(format!("topic.{key}")), key, frames: frames.into() }
 }
 
 const A: WriterId = WriterId([0xa; 16]);
 const B: WriterId = WriterId([0xb; 16]);
 
 fn content(entry: &Entry) -> (&Topic, &Bytes) {
-    let Content { topic, frame } = entry.content.as_ref().expect("its content was wanted");
-    (topic, frame)
+    let Content { topic, frames } = entry.content.as_ref().expect("its content was wanted");
+    (topic, frames)
 }
 
 async fn everything(log: &mut Opened) -> Vec<Entry> {
@@ -80,27 +80,35 @@ async fn writes_and_reads(log: &mut Opened) {
     assert_eq!((bounds.epoch, bounds.oldest), (empty.epoch, Some(all[0].id)));
     assert_eq!((newest.id, newest.writer, newest.seq), (all[4].id, B, 1));
 
-    let wanted = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7, 99])).await.unwrap();
+    let wanted =
+        log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7, 99], usize::MAX)).await.unwrap();
     assert_eq!(wanted.len(), 5);
     assert_eq!(content(&wanted[0]), (&Topic::from("topic.-5"), &Bytes::from(any)));
     assert_eq!(content(&wanted[1]).1.len(), 3 << 20);
     assert_eq!(content(&wanted[2]).1, "");
     assert!(wanted[3].content.is_none() && wanted[4].content.is_none());
-    let none = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[])).await.unwrap();
+    // What is larger than wanted is left out.
+    let fits = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7], 3 << 20)).await.unwrap();
+    assert_eq!(fits, wanted);
+    let fits = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7], (3 << 20) - 1)).await.unwrap();
+    assert!(fits[0] == wanted[0] && fits[1] == all[1] && fits[2] == wanted[2]);
+    let fits = log.reader.fetch(&[all[1].id, all[4].id], 5).await.unwrap();
+    assert_eq!(fits.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [all[4].id]);
+    let none = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[], usize::MAX)).await.unwrap();
     assert_eq!(none, all);
     let some = log.reader.read(all[1].id, all[3].id, 2, Want::NoContent).await.unwrap();
     assert_eq!(some, all[1..3]);
 
-    let own = log.reader.read_writer(A, 2, 3, 100, Want::Keys(&[7])).await.unwrap();
+    let own = log.reader.read_writer(A, 2, 3, 100, Want::Keys(&[7], usize::MAX)).await.unwrap();
     assert_eq!(own, wanted[1..3]);
     let own = log.reader.read_writer(A, 1, i64::MAX, 2, Want::NoContent).await.unwrap();
     assert_eq!(own, all[..2]);
     assert!(log.reader.read_writer(B, 2, 9, 10, Want::NoContent).await.unwrap().is_empty());
 
-    let mut fetched = log.reader.fetch(&[all[4].id, all[0].id, all[4].id + 1_000]).await.unwrap();
+    let mut fetched = log.reader.fetch(&[all[4].id, all[0].id, all[4].id + 1_000], usize::MAX).await.unwrap();
     fetched.sort_by_key(|(id, _)| *id);
     assert_eq!(fetched.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [all[0].id, all[4].id]);
-    assert_eq!(fetched[1].1.frame, "other");
+    assert_eq!(fetched[1].1.frames, "other");
 
     // A full batch, in its order.
     let rows: Vec<_> = (2..=513).map(|seq| row(seq, seq, vec![0; 128])).collect();
@@ -113,8 +121,8 @@ async fn writes_and_reads(log: &mut Opened) {
         .collect();
     log.writer.append(B, &rows).await.unwrap();
     let keys: Vec<i64> = rows.iter().map(|row| row.key).collect();
-    let read = log.reader.read_writer(B, 514, 540, 100, Want::Keys(&keys)).await.unwrap();
-    assert!(read.iter().zip(&rows[14..]).all(|(read, row)| content(read) == (&row.topic, &row.frame)));
+    let read = log.reader.read_writer(B, 514, 540, 100, Want::Keys(&keys, usize::MAX)).await.unwrap();
+    assert!(read.iter().zip(&rows[14..]).all(|(read, row)| content(read) == (&row.topic, &row.frames)));
     assert_eq!(read.len(), 27);
     log.writer.ring().await.unwrap();
 }
@@ -144,10 +152,10 @@ async fn frames_of_many_mebibytes_pass() {
     let server = server!();
     for prepared in [true, false] {
         let mut log = open(&server.url(), &format!("prepared={prepared}&table=t{prepared}")).await.unwrap();
-        let frame = Bytes::from(vec![0xc3; 20 << 20]);
-        log.writer.append(A, &[row(1, 1, frame.clone())]).await.unwrap();
-        let read = log.reader.read(0, i64::MAX, 1, Want::Keys(&[1])).await.unwrap();
-        assert!(content(&read[0]).1 == &frame);
+        let frames = Bytes::from(vec![0xc3; 20 << 20]);
+        log.writer.append(A, &[row(1, 1, frames.clone())]).await.unwrap();
+        let read = log.reader.read(0, i64::MAX, 1, Want::Keys(&[1], usize::MAX)).await.unwrap();
+        assert!(content(&read[0]).1 == &frames);
     }
 }
 
@@ -207,10 +215,10 @@ async fn an_operator_installs_it_and_the_documented_privileges_are_enough() {
 async fn another_format_is_refused() {
     let server = server!();
     drop(open(&server.url(), "").await.unwrap());
-    server.query("UPDATE backplane_meta SET version = 2").await.unwrap();
+    server.query("UPDATE backplane_meta SET version = 3").await.unwrap();
     let error = refused(&server.url(), "").await;
     assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
-    assert!(error.to_string().contains("format 2"), "{error}");
+    assert!(error.to_string().contains("format 3"), "{error}");
     server.query("DELETE FROM backplane_meta").await.unwrap();
     assert_eq!(refused(&server.url(), "").await.kind(), ErrorKind::InvalidConfig);
     server.query("DROP TABLE backplane_log").await.unwrap();
@@ -347,7 +355,7 @@ async fn a_foreign_transaction_stops_nobody_and_a_row_of_its_own_appears_late() 
         options.host("127.0.0.1").port(server.address().port()).username("backplane").database("postgres");
     let mut foreign = sqlx::ConnectOptions::connect(&options).await.unwrap();
     let mut transaction = sqlx::Connection::begin(&mut foreign).await.unwrap();
-    let late = "INSERT INTO backplane_log (writer, seq, key, topic, frame) VALUES (uuid_send(gen_random_uuid()), 1, 1, '', '')";
+    let late = "INSERT INTO backplane_log (writer, seq, key, topic, frames) VALUES (uuid_send(gen_random_uuid()), 1, 1, '', '')";
     sqlx::Executor::execute(&mut *transaction, late).await.unwrap();
     log.writer.append(A, &[row(1, 1, "x")]).await.unwrap();
     let before = everything(&mut log).await;

@@ -53,7 +53,11 @@ impl Writer for SqliteWriter {
             None => query_once(self.names.append(rows.len())),
         };
         let statement = rows.iter().fold(statement.bind(writer.0.to_vec()), |statement, row| {
-            statement.bind(row.seq).bind(row.key).bind(row.topic.as_bytes().to_vec()).bind(row.frame.to_vec())
+            statement
+                .bind(row.seq)
+                .bind(row.key)
+                .bind(row.topic.as_bytes().to_vec())
+                .bind(row.frames.to_vec())
         });
         self.session.changed(statement).await.map_err(|error| {
             let error = fault("publish", error);
@@ -110,8 +114,9 @@ impl Reader for SqliteReader {
 
     async fn read(&mut self, first: i64, last: i64, limit: u32, want: Want<'_>) -> Result<Vec<Entry>> {
         let statement = match want {
-            Want::Keys(keys) if !keys.is_empty() => {
-                query(&self.statements.read_wanted).bind(first).bind(last).bind(limit).bind(json(keys))
+            Want::Keys(keys, most) if !keys.is_empty() => {
+                let statement = query(&self.statements.read_wanted).bind(first).bind(last).bind(limit);
+                statement.bind(json(keys)).bind(size(most))
             }
             _ => query(&self.statements.read).bind(first).bind(last).bind(limit),
         };
@@ -127,17 +132,18 @@ impl Reader for SqliteReader {
         want: Want<'_>,
     ) -> Result<Vec<Entry>> {
         let statement = match want {
-            Want::Keys(keys) if !keys.is_empty() => {
-                query(&self.statements.read_writer_wanted).bind(first).bind(last).bind(limit).bind(json(keys))
+            Want::Keys(keys, most) if !keys.is_empty() => {
+                let statement = query(&self.statements.read_writer_wanted).bind(first).bind(last).bind(limit);
+                statement.bind(json(keys)).bind(size(most))
             }
             _ => query(&self.statements.read_writer).bind(first).bind(last).bind(limit),
         };
         self.entries(statement.bind(writer.0.to_vec())).await
     }
 
-    async fn fetch(&mut self, ids: &[i64]) -> Result<Vec<(i64, Content)>> {
+    async fn fetch(&mut self, ids: &[i64], most: usize) -> Result<Vec<(i64, Content)>> {
         self.file.check("read")?;
-        let rows = self.session.rows(query(&self.statements.fetch).bind(json(ids))).await;
+        let rows = self.session.rows(query(&self.statements.fetch).bind(json(ids)).bind(size(most))).await;
         let read = |row: &SqliteRow| {
             let missing = || sqlx::Error::Decode("a row without content".into());
             Ok((row.try_get(0)?, content(row, 1)?.ok_or_else(missing)?))
@@ -237,12 +243,17 @@ fn entry(row: &SqliteRow) -> sqlx::Result<Entry> {
     Ok(Entry { id: row.try_get(0)?, writer, seq: row.try_get(2)?, key: row.try_get(3)?, content })
 }
 
+/// Bytes.
+fn size(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
 fn content(row: &SqliteRow, place: usize) -> sqlx::Result<Option<Content>> {
     let topic: Option<Vec<u8>> = row.try_get(place)?;
-    let frame: Option<Vec<u8>> = row.try_get(place + 1)?;
+    let frames: Option<Vec<u8>> = row.try_get(place + 1)?;
     Ok(topic
-        .zip(frame)
-        .map(|(topic, frame)| Content { topic: Topic::new(&topic), frame: Bytes::from(frame) }))
+        .zip(frames)
+        .map(|(topic, frames)| Content { topic: Topic::new(&topic), frames: Bytes::from(frames) }))
 }
 
 fn bytes16(row: &SqliteRow, place: usize) -> sqlx::Result<[u8; 16]> {

@@ -25,7 +25,7 @@ use backplane_core::parameters::{Parameters, invalid, percent_decode};
 use backplane_core::{Capabilities, Order, Result, TopicSyntax};
 
 use crate::config::LogConfig;
-use crate::store::{Database, Opened};
+use crate::store::{Database, Doorbell, Opened};
 use doorbell::SqliteDoorbell;
 use file::LogFile;
 use log::{SqliteKeeper, SqliteReader, SqliteWriter};
@@ -116,5 +116,14 @@ impl Database for Sqlite {
             doorbell,
             max_frame: MOST_FRAME,
         })
+    }
+
+    async fn listen(&self) -> Result<Option<Box<dyn Doorbell>>> {
+        if !self.config.doorbell {
+            return Ok(None);
+        }
+        let file = Arc::new(LogFile::of(&self.path)?);
+        let session = Session::open(&self.path, false, self.config.durability).await?;
+        Ok(Some(SqliteDoorbell::listen(session, file).await?.boxed()))
     }
 }

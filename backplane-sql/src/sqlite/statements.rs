@@ -47,7 +47,7 @@ impl Names {
         // In their order, without numbers: SQLite looks each number up among all before it.
         let rows = vec!["(?, ?, ?, ?)"; rows].join(", ");
         format!(
-            "INSERT INTO {} (writer, seq, key, topic, frame) SELECT ?, column1, column2, column3, column4 \
+            "INSERT INTO {} (writer, seq, key, topic, frames) SELECT ?, column1, column2, column3, column4 \
              FROM (VALUES {rows}) WHERE column1 IS NOT NULL ON CONFLICT DO NOTHING",
             self.log
         )
@@ -83,9 +83,9 @@ impl Statements {
     pub(super) fn of(names: &Names) -> Self {
         let Names { log, meta } = names;
         // Asked twice rather than in an inner query, which would read the frames of all rows.
-        let wanted = "key IN (SELECT value FROM json_each(?4))";
+        let wanted = "key IN (SELECT value FROM json_each(?4)) AND length(frames) <= ?5";
         let content = format!(
-            "id, writer, seq, key, CASE WHEN {wanted} THEN topic END, CASE WHEN {wanted} THEN frame END FROM {log}"
+            "id, writer, seq, key, CASE WHEN {wanted} THEN topic END, CASE WHEN {wanted} THEN frames END FROM {log}"
         );
         let ends = |oldest: &str| {
             format!(
@@ -99,14 +99,14 @@ impl Statements {
             read_wanted: format!("SELECT {content} WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3").into(),
             read: format!("SELECT id, writer, seq, key FROM {log} WHERE id BETWEEN ?1 AND ?2 ORDER BY id LIMIT ?3").into(),
             read_writer_wanted: format!(
-                "SELECT {content} WHERE writer = ?5 AND seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT ?3"
+                "SELECT {content} WHERE writer = ?6 AND seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT ?3"
             )
             .into(),
             read_writer: format!(
                 "SELECT id, writer, seq, key FROM {log} WHERE writer = ?4 AND seq BETWEEN ?1 AND ?2 ORDER BY seq LIMIT ?3"
             )
             .into(),
-            fetch: format!("SELECT id, topic, frame FROM {log} WHERE id IN (SELECT value FROM json_each(?1))").into(),
+            fetch: format!("SELECT id, topic, frames FROM {log} WHERE id IN (SELECT value FROM json_each(?1)) AND length(frames) <= ?2").into(),
             // A lease that ends later than any is granted stems from a clock that was set back since.
             lead: format!(
                 "UPDATE {meta} SET holder = ?1, lease_until = {NOW} + ?2 WHERE holder = ?1 OR lease_until IS NULL \

@@ -58,13 +58,13 @@ impl Stage {
     }
 }
 
-fn row(seq: i64, key: i64, frame: impl Into<Bytes>) -> Row {
-    Row { seq, topic: Topic::from(format!("topic.{key}")), key, frame: frame.into() }
+fn row(seq: i64, key: i64, frames: impl Into<Bytes>) -> Row {
+    Row { seq, topic: Topic::from(format!("topic.{key}")), key, frames: frames.into() }
 }
 
 fn content(entry: &Entry) -> (&Topic, &Bytes) {
-    let Content { topic, frame } = entry.content.as_ref().expect("its content was wanted");
-    (topic, frame)
+    let Content { topic, frames } = entry.content.as_ref().expect("its content was wanted");
+    (topic, frames)
 }
 
 async fn everything(log: &mut Opened) -> Vec<Entry> {
@@ -113,24 +113,40 @@ async fn rows_are_written_once_and_read_as_they_are_wanted() {
         assert_eq!((newest.id, newest.writer, newest.seq), (all[4].id, B, 1));
 
         let keys = [-5, 7, 99, i64::MIN, i64::MAX];
-        let wanted = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&keys)).await.unwrap();
+        let wanted = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&keys, usize::MAX)).await.unwrap();
         assert!(wanted.iter().all(|entry| entry.content.is_some()));
-        let wanted = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&keys[..3])).await.unwrap();
+        let wanted =
+            log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&keys[..3], usize::MAX)).await.unwrap();
         assert_eq!(content(&wanted[0]), (&Topic::from("topic.-5"), &Bytes::from(any)));
         assert_eq!(content(&wanted[1]).1.len(), 3 << 20);
         assert_eq!(content(&wanted[2]).1, "");
         assert!(wanted[3].content.is_none() && wanted[4].content.is_none());
-        assert_eq!(log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[])).await.unwrap(), all);
+        // What is larger than wanted is left out.
+        let fits = log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7], 3 << 20)).await.unwrap();
+        assert_eq!(fits, wanted);
+        let fits =
+            log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[-5, 7], (3 << 20) - 1)).await.unwrap();
+        assert!(fits[0] == wanted[0] && fits[1] == all[1] && fits[2] == wanted[2]);
+        let fits = log.reader.fetch(&[all[1].id, all[4].id], 5).await.unwrap();
+        assert_eq!(fits.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [all[4].id]);
+        assert_eq!(
+            log.reader.read(all[0].id, all[4].id, 100, Want::Keys(&[], usize::MAX)).await.unwrap(),
+            all
+        );
         assert_eq!(log.reader.read(all[1].id, all[3].id, 2, Want::NoContent).await.unwrap(), all[1..3]);
 
-        assert_eq!(log.reader.read_writer(A, 2, 3, 100, Want::Keys(&[7])).await.unwrap(), wanted[1..3]);
+        assert_eq!(
+            log.reader.read_writer(A, 2, 3, 100, Want::Keys(&[7], usize::MAX)).await.unwrap(),
+            wanted[1..3]
+        );
         assert_eq!(log.reader.read_writer(A, 1, i64::MAX, 2, Want::NoContent).await.unwrap(), all[..2]);
         assert!(log.reader.read_writer(B, 2, 9, 10, Want::NoContent).await.unwrap().is_empty());
 
-        let mut fetched = log.reader.fetch(&[all[4].id, all[0].id, all[4].id + 1_000]).await.unwrap();
+        let mut fetched =
+            log.reader.fetch(&[all[4].id, all[0].id, all[4].id + 1_000], usize::MAX).await.unwrap();
         fetched.sort_by_key(|(id, _)| *id);
         assert_eq!(fetched.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [all[0].id, all[4].id]);
-        assert_eq!(fetched[1].1.frame, "other");
+        assert_eq!(fetched[1].1.frames, "other");
 
         let rows: Vec<_> = (2..=513).map(|seq| row(seq, seq, vec![0; 128])).collect();
         log.writer.append(B, &rows).await.unwrap();
@@ -152,10 +168,10 @@ async fn rows_are_written_once_and_read_as_they_are_wanted() {
 async fn frames_of_many_mebibytes_pass() {
     let stage = Stage::new();
     let mut log = stage.open("").await.unwrap();
-    let frame = Bytes::from(vec![0xc3; 64 << 20]);
-    log.writer.append(A, &[row(1, 1, frame.clone())]).await.unwrap();
-    let read = log.reader.read(0, i64::MAX, 1, Want::Keys(&[1])).await.unwrap();
-    assert!(content(&read[0]).1 == &frame);
+    let frames = Bytes::from(vec![0xc3; 64 << 20]);
+    log.writer.append(A, &[row(1, 1, frames.clone())]).await.unwrap();
+    let read = log.reader.read(0, i64::MAX, 1, Want::Keys(&[1], usize::MAX)).await.unwrap();
+    assert!(content(&read[0]).1 == &frames);
 }
 
 #[tokio::test]
@@ -214,10 +230,10 @@ async fn an_operator_installs_it_and_another_format_is_refused() {
     let mut log = stage.open("create=false").await.unwrap();
     log.writer.append(A, &[row(1, 1, "x")]).await.unwrap();
     assert_eq!(stage.refused("create=false&table=other").await.kind(), ErrorKind::InvalidConfig);
-    operator.execute("UPDATE backplane_meta SET version = 2").await.unwrap();
+    operator.execute("UPDATE backplane_meta SET version = 3").await.unwrap();
     let error = stage.refused("").await;
     assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
-    assert!(error.to_string().contains("format 2"), "{error}");
+    assert!(error.to_string().contains("format 3"), "{error}");
     operator.execute("DELETE FROM backplane_meta").await.unwrap();
     assert_eq!(stage.refused("").await.kind(), ErrorKind::InvalidConfig);
     operator.execute("DROP TABLE backplane_log").await.unwrap();
@@ -259,7 +275,7 @@ async fn a_file_that_is_replaced_or_deleted_ends_the_link_and_the_next_has_anoth
     let error = log.writer.append(A, &[row(2, 1, "x")]).await.unwrap_err();
     assert_eq!((error.kind(), error.outcome_unknown()), (ErrorKind::Unavailable, false), "{error}");
     assert_eq!(log.reader.bounds().await.unwrap_err().kind(), ErrorKind::Unavailable);
-    assert_eq!(log.reader.fetch(&[1]).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(log.reader.fetch(&[1], usize::MAX).await.unwrap_err().kind(), ErrorKind::Unavailable);
 
     // The old link still holds the old file; the new one is not harmed by its end.
     let mut next = stage.open("").await.unwrap();
@@ -430,7 +446,7 @@ async fn what_is_wrong_with_a_file_is_said() {
     let mut full = stage.foreign().await;
     full.execute("PRAGMA max_page_count = 8").await.unwrap();
     let large =
-        "INSERT INTO backplane_log (writer, seq, key, topic, frame) VALUES ('', 1, 1, '', zeroblob(100000))";
+        "INSERT INTO backplane_log (writer, seq, key, topic, frames) VALUES ('', 1, 1, '', zeroblob(100000))";
     let error = fault("publish", full.execute(large).await.unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("full"), "{error}");
@@ -444,7 +460,7 @@ async fn what_is_wrong_with_a_file_is_said() {
     bytes[4_096..].fill(0x5a);
     std::fs::write(stage.path(), bytes).unwrap();
     let error = match stage.open("").await {
-        Ok(mut log) => log.reader.read(1, 500, 500, Want::Keys(&[1])).await.unwrap_err(),
+        Ok(mut log) => log.reader.read(1, 500, 500, Want::Keys(&[1], usize::MAX)).await.unwrap_err(),
         Err(error) => error,
     };
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
@@ -498,7 +514,7 @@ async fn a_process_that_writes() {
 async fn a_process_that_stays_in_a_transaction() {
     let Some(stage) = stage_of_parent() else { return };
     let mut connection = SqliteConnectOptions::new().filename(parents_path(&stage)).connect().await.unwrap();
-    let write = "BEGIN IMMEDIATE; INSERT INTO backplane_log (writer, seq, key, topic, frame) VALUES ('', 1, 1, '', '')";
+    let write = "BEGIN IMMEDIATE; INSERT INTO backplane_log (writer, seq, key, topic, frames) VALUES ('', 1, 1, '', '')";
     connection.execute(write).await.unwrap();
     println!("in it");
     std::future::pending::<()>().await;

@@ -105,7 +105,7 @@ async fn a_foreign_transaction_that_stays_open_stops_no_delivery() {
     let (topics, bus) = ([Topic::from("room")], harness.open());
     let mut link = bus.connect(attach(&topics, None)).await.unwrap();
     // A row of the log that is not committed for as long as this lasts, and takes a number.
-    let insert = "START TRANSACTION; INSERT INTO backplane_log (writer, seq, `key`, topic, frame, at) \
+    let insert = "START TRANSACTION; INSERT INTO backplane_log (writer, seq, `key`, topic, frames, at) \
                   VALUES (x'01', 1, 1, '', '', UTC_TIMESTAMP(6)); SELECT SLEEP(60)";
     let foreign = harness.mariadb().query(insert);
     let delivered = async {

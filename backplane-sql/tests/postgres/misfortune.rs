@@ -105,7 +105,7 @@ async fn a_foreign_transaction_that_stays_open_stops_no_delivery() {
     let (topics, bus) = ([Topic::from("room")], harness.open());
     let mut link = bus.connect(attach(&topics, None)).await.unwrap();
     // A row of the log that is not committed for as long as this lasts, and takes a number.
-    let insert = "INSERT INTO backplane_log (writer, seq, key, topic, frame) \
+    let insert = "INSERT INTO backplane_log (writer, seq, key, topic, frames) \
                   VALUES (uuid_send(gen_random_uuid()), 1, 1, '', ''); SELECT pg_sleep(60)";
     let foreign = harness.postgres().query(insert);
     let delivered = async {
@@ -138,4 +138,23 @@ async fn an_idle_node_asks_little() {
     let asked = count().await - before;
     assert!(asked < 30, "{asked} statements in 6 s");
     drop(link);
+}
+
+#[tokio::test]
+async fn a_doorbell_that_was_terminated_comes_back_within_the_link() {
+    let Some(harness) = PostgresHarness::require(FaultsBy::Server, "").await else { return };
+    let (topics, bus) = ([Topic::from("room")], harness.open());
+    let mut link = bus.connect(attach(&topics, None)).await.unwrap();
+    publish(&link, "one").await;
+    frame(&mut link, "one").await;
+    let listening = "FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
+    let first = harness.postgres().query(&format!("SELECT pid {listening}")).await.unwrap();
+    assert!(first.parse::<u32>().is_ok(), "one listens: {first}");
+    harness.postgres().query(&format!("SELECT pg_terminate_backend({first})")).await.unwrap();
+    let another = format!("SELECT count(*) {listening} AND pid <> {first}");
+    let back = async { while harness.postgres().query(&another).await.unwrap() != "1" {} };
+    tokio::time::timeout(Duration::from_secs(20), back).await.expect("another one listens");
+    // The link is the same, and so is what it carries.
+    publish(&link, "two").await;
+    frame(&mut link, "two").await;
 }

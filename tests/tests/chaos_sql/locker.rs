@@ -74,7 +74,7 @@ pub(crate) async fn hold() {
     let rows = format!(
         "PRAGMA cache_size = 10; \
          WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 500) \
-         INSERT INTO backplane_log (writer, seq, key, topic, frame) SELECT {WRITER}, n, n, x'00', zeroblob(4096) FROM n"
+         INSERT INTO backplane_log (writer, seq, key, topic, frames) SELECT {WRITER}, n, n, x'00', zeroblob(4096) FROM n"
     );
     session.run(&rows).await;
     eprintln!("{HELD}");

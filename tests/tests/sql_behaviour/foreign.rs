@@ -34,16 +34,18 @@ fn key(topic: &str) -> i64 {
 /// Writes a row as a node would that takes its time: number `seq` of a writer of its own.
 fn row(database: &Database, seq: i64, frame: &str) -> String {
     let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let (writer, topic, frame) = ("e1".repeat(16), hex(TOPIC), hex(frame));
+    let (writer, topic) = ("e1".repeat(16), hex(TOPIC));
+    // A row holds frames one after the other, each behind its length.
+    let frames = format!("{:08x}{}", frame.len(), hex(frame));
     let key = key(TOPIC);
     match database {
         Database::Postgres(_) => format!(
-            "INSERT INTO backplane_log (writer, seq, key, topic, frame) \
-             VALUES ('\\x{writer}', {seq}, {key}, '\\x{topic}', '\\x{frame}')"
+            "INSERT INTO backplane_log (writer, seq, key, topic, frames) \
+             VALUES ('\\x{writer}', {seq}, {key}, '\\x{topic}', '\\x{frames}')"
         ),
         Database::MariaDb(_) => format!(
-            "INSERT INTO backplane_log (writer, seq, `key`, topic, frame, at) \
-             VALUES (x'{writer}', {seq}, {key}, x'{topic}', x'{frame}', UTC_TIMESTAMP(6))"
+            "INSERT INTO backplane_log (writer, seq, `key`, topic, frames, at) \
+             VALUES (x'{writer}', {seq}, {key}, x'{topic}', x'{frames}', UTC_TIMESTAMP(6))"
         ),
         Database::Sqlite(_) | Database::SqlServer(_) => {
             panic!("nobody can write late on {}", database.name())

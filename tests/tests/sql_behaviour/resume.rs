@@ -126,10 +126,10 @@ async fn many_are_read_again(database: Database) {
     listener.hears("before").await;
     let hole = match &database {
         Database::Postgres(_) => {
-            "BEGIN; INSERT INTO backplane_log (writer, seq, key, topic, frame) VALUES ('', 1, 1, '', ''); ROLLBACK"
+            "BEGIN; INSERT INTO backplane_log (writer, seq, key, topic, frames) VALUES ('', 1, 1, '', ''); ROLLBACK"
         }
         _ => {
-            "BEGIN; INSERT INTO backplane_log (writer, seq, `key`, topic, frame, at) \
+            "BEGIN; INSERT INTO backplane_log (writer, seq, `key`, topic, frames, at) \
              VALUES ('', 1, 1, '', '', UTC_TIMESTAMP(6)); ROLLBACK"
         }
     };

@@ -1,5 +1,6 @@
 //! What a link does while all is well.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backplane_core::{Delivery, ErrorKind, LossReason, Outgoing, Topic};
@@ -9,6 +10,8 @@ use tokio::time::{sleep, timeout};
 
 use super::super::fake::{Bell, Commit, Fake};
 use super::{Node, frame, frames, link, next, outgoing, publish};
+use crate::SqlBus;
+use crate::config::LogConfig;
 use crate::store::MOST_KEYS;
 
 #[tokio::test(start_paused = true)]
@@ -44,14 +47,78 @@ async fn a_doorbell_wakes_at_once_and_without_one_polling_finds_rows() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_doorbell_that_broke_comes_back_within_the_link() {
+    let fake = Fake::new(Bell::Works);
+    let (mut reader, writer) = (link(&fake, &["a"]).await, link(&fake, &[]).await);
+    let took = async |reader: &mut backplane_core::Link| {
+        let start = tokio::time::Instant::now();
+        publish(&writer, "a", &["x"]).await;
+        frame(reader).await;
+        start.elapsed().as_millis()
+    };
+    assert!(took(&mut reader).await <= 2);
+    // For a while there is none to be had.
+    fake.refuse(true);
+    fake.cut_bells();
+    sleep(Duration::from_secs(40)).await;
+    assert!(took(&mut reader).await <= 301, "polled");
+    fake.refuse(false);
+    // Called for once a minute by now, and believed when it rang once.
+    sleep(Duration::from_secs(61)).await;
+    took(&mut reader).await;
+    for _ in 0..10 {
+        sleep(Duration::from_millis(1_700)).await;
+        let took = took(&mut reader).await;
+        assert!(took <= 2, "{took} ms");
+    }
+    sleep(Duration::from_secs(5)).await;
+    let before = fake.statements();
+    sleep(Duration::from_secs(60)).await;
+    assert!(fake.statements() - before < 2 * 2 * 60, "believed: looks are rare again");
+    drop((reader, writer));
+    fake.until_connections(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_that_grow_a_thousandfold_come_within_the_bound() {
+    for topics in [1, 2 * MOST_KEYS] {
+        let fake = Fake::new(Bell::Works);
+        let config = LogConfig { max_undelivered: 256 << 10, ..LogConfig::default() };
+        let bus = SqlBus::new(Arc::new(fake.clone()), config);
+        let topics: Vec<String> = (0..topics).map(|number| format!("t{number}")).collect();
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let mut node = Node { bus, ..Node::new(&fake) };
+        let (mut reader, writer) = (node.link(&names, None).await, link(&fake, &[]).await);
+        for _ in 0..40 {
+            // Alternating, each in its row: the reader learns that rows are small.
+            let batch = (0..400).map(|number| outgoing(["t0", "other"][number % 2], "small")).collect();
+            assert!(writer.sender.publish(batch).await.iter().all(Result::is_ok));
+            frames(&mut reader, 200).await;
+        }
+        let large = "x".repeat(100 << 10);
+        let sent: Vec<String> = (0..60).map(|number| format!("{number} {large}")).collect();
+        let batch = sent.iter().map(|text| outgoing("t0", text)).collect();
+        fake.with(|log| (log.most_read, log.all_read) = (0, 0));
+        assert!(writer.sender.publish(batch).await.iter().all(Result::is_ok));
+        sleep(Duration::from_secs(5)).await;
+        // Of what the inbox takes, half may come at once, and one frame that is larger.
+        assert!(fake.with(|log| log.most_read) <= 128 << 10, "{}", fake.with(|log| log.most_read));
+        assert!(fake.with(|log| log.all_read) <= (256 + 128) << 10, "{}", fake.with(|log| log.all_read));
+        for text in &sent {
+            assert!(frame(&mut reader).await.0 == *text);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_commit_is_delivered_when_it_comes_and_delays_nobody() {
     let fake = Fake::new(Bell::None);
     let (mut reader, slow, quick) =
-        (link(&fake, &["a"]).await, link(&fake, &[]).await, link(&fake, &[]).await);
+        (link(&fake, &["a", "b"]).await, link(&fake, &[]).await, link(&fake, &[]).await);
     publish(&quick, "a", &["before"]).await;
     assert_eq!(frame(&mut reader).await.0, "before");
     fake.with(|log| log.commit = Commit::Late);
-    let mut late = slow.sender.publish(vec![outgoing("a", "late 1"), outgoing("a", "late 2")]);
+    let mut late = slow.sender.publish(vec![outgoing("a", "late 1"), outgoing("b", "late 2")]);
     while fake.with(|log| log.next_id) < 4 {
         assert!((&mut late).now_or_never().is_none());
         sleep(Duration::from_millis(1)).await;
@@ -118,11 +185,49 @@ async fn what_is_queued_becomes_one_statement_up_to_its_bounds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn small_frames_to_one_topic_share_rows_and_a_position_within_one_repeats_all_of_it() {
+    let fake = Fake::new(Bell::Works);
+    let (mut node, writer) = (Node::new(&fake), link(&fake, &[]).await);
+    let mut reader = node.link(&["a", "b"], None).await;
+    let sent: Vec<String> = (0..100).map(|number| format!("{number}")).collect();
+    let large = "x".repeat(10_000);
+    let mut batch: Vec<Outgoing> = sent.iter().map(|text| outgoing("a", text)).collect();
+    batch.extend([
+        outgoing("b", "other"),
+        outgoing("a", "same"),
+        outgoing("a", &large),
+        outgoing("a", "last"),
+    ]);
+    assert!(writer.sender.publish(batch).await.iter().all(Result::is_ok));
+    assert_eq!(fake.with(|log| log.rows.len()), 5);
+    let mut positions = Vec::new();
+    for text in &sent {
+        let (frame, position) = frame(&mut reader).await;
+        assert_eq!(frame, *text);
+        positions.push(position);
+    }
+    assert!(
+        positions[..99].iter().all(|position| *position == positions[0]) && positions[99] != positions[0]
+    );
+    assert_eq!(frames(&mut reader, 4).await, ["other", "same", &large, "last"]);
+    drop(reader);
+    // The row before was none: the log was empty, and its beginning is a place to go on from.
+    let mut reader = node.link(&["a", "b"], Some(&positions[50])).await;
+    assert!(reader.resumed);
+    assert_eq!(frames(&mut reader, 100).await, sent);
+    drop(reader);
+    let mut reader = node.link(&["a", "b"], Some(&positions[99])).await;
+    assert!(reader.resumed);
+    assert_eq!(frame(&mut reader).await.0, "other");
+}
+
+#[tokio::test(start_paused = true)]
 async fn refused_frames_keep_their_place_among_the_outcomes() {
     let fake = Fake::new(Bell::None);
     let mut one = link(&fake, &["a"]).await;
-    assert_eq!(one.limits.max_frame, 4 << 20);
-    let large = Outgoing { topic: Topic::from("a"), frame: Bytes::from(vec![0; (4 << 20) + 1]) };
+    // A row of the database holds the length of its frame besides.
+    assert_eq!(one.limits.max_frame, (4 << 20) - 4);
+    let large = Outgoing { topic: Topic::from("a"), frame: Bytes::from(vec![0; (4 << 20) - 3]) };
     let outcomes = one.sender.publish(vec![outgoing("a", "x"), large, outgoing("a", "y")]).await;
     assert!(outcomes[0].is_ok() && outcomes[2].is_ok());
     assert_eq!(outcomes[1].as_ref().unwrap_err().kind(), ErrorKind::TooLarge);

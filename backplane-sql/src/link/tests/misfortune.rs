@@ -28,12 +28,12 @@ async fn a_rolled_back_insert_costs_nobody_anything() {
 #[tokio::test(start_paused = true)]
 async fn rows_that_were_committed_and_are_gone_are_a_loss() {
     let fake = Fake::new(Bell::None);
-    let (mut reader, writer) = (link(&fake, &["a"]).await, link(&fake, &[]).await);
+    let (mut reader, writer) = (link(&fake, &["a", "b"]).await, link(&fake, &[]).await);
     publish(&writer, "a", &["1"]).await;
     assert_eq!(frame(&mut reader).await.0, "1");
     fake.freeze(true);
     let gone = writer.sender.publish(vec![outgoing("a", "2")]);
-    let kept = writer.sender.publish(vec![outgoing("a", "3")]);
+    let kept = writer.sender.publish(vec![outgoing("b", "3")]);
     fake.freeze(false);
     // Both are committed before the reader looks again; somebody deletes the first.
     gone.await;
@@ -118,12 +118,12 @@ async fn another_epoch_is_a_loss_and_positions_of_the_old_one_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_reader_behind_retention_is_told_and_goes_on_at_the_oldest() {
     let fake = Fake::new(Bell::Works);
-    let (mut reader, writer) = (link(&fake, &["a"]).await, link(&fake, &[]).await);
+    let (mut reader, writer) = (link(&fake, &["a", "b"]).await, link(&fake, &[]).await);
     publish(&writer, "a", &["1"]).await;
     frame(&mut reader).await;
-    let numbers: Vec<String> = (2..=10).map(|number| number.to_string()).collect();
-    let frames_out: Vec<&str> = numbers.iter().map(String::as_str).collect();
-    let batch = frames_out.iter().map(|frame| outgoing("a", frame)).collect();
+    // By turns, so that each has a row of its own.
+    let topic = |number| if number % 2 == 0 { "a" } else { "b" };
+    let batch = (2..=10).map(|number: u32| outgoing(topic(number), &number.to_string())).collect();
     let accepted = writer.sender.publish(batch);
     // In the moment in which they are committed the older ones are deleted.
     fake.with(|log| log.commit = Commit::Late);

@@ -39,6 +39,9 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Verdict>> {
         "  ours: 64 tasks post to a group, 512 acceptances outstanding in all; router, outbound queue, joined"
     );
     println!(
+        "    what follows upon each other to one group shares rows of up to 3.5 KiB; bare has a row for each"
+    );
+    println!(
         "  128 bytes; both as durable as stated; a new log each round, younger than its retention of 60 s"
     );
     let mut verdicts = Vec::new();

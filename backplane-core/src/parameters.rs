@@ -60,11 +60,14 @@ impl<'url> Parameters<'url> {
             ));
         }
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
-        let behind_authority = address.split_once("//").map_or("", |(_, rest)| match rest.split_once('/') {
-            Some((authority, path)) if !authority.is_empty() => path,
-            _ => "",
-        });
-        if query.contains('@') || behind_authority.contains('@') {
+        let (scheme, hosts) = address.split_once("://").unwrap_or((address, ""));
+        // Where there are several servers some write the scheme in front of each.
+        let between = format!(",{scheme}://");
+        let is_misread = |server: &str| match server.split_once('/') {
+            Some((host, path)) => !host.is_empty() && path.contains('@'),
+            None => false,
+        };
+        if query.contains('@') || hosts.split(&between).any(is_misread) {
             return Err(invalid(
                 "`@` behind the host: `/`, `?` and `@` in user, password or parameters must be written %2F, %3F and %40",
             ));
@@ -313,6 +316,7 @@ mod tests {
             ("x://h?%FF=s3cret", "name"),
             ("x://h#s3cret", "%23"),
             ("x://u:s3cret/@h", "%2F"),
+            ("x://h,x://u:s3cret/@h", "%2F"),
             ("x://u:s3cret?@h", "%3F"),
         ] {
             let read = || {
@@ -339,6 +343,8 @@ mod tests {
             Parameters::of("r://u:p%40ss@h:1/3?a=%41+b&hub=chat&c&d=%2F").expect("good");
         assert_eq!(parameters.take("hub").as_deref(), Some("chat"));
         assert_eq!((address, &*parameters.rest()), ("r://u:p%40ss@h:1/3", "?a=%41+b&c&d=%2F"));
+        let several = "nats://u:p@one:1,nats://u:p@two:2/";
+        assert_eq!(Parameters::of(several).expect("good").0, several);
         let (_, mut parameters) = Parameters::of("memory:?hub=chat").expect("good");
         parameters.take("hub");
         assert_eq!(parameters.rest(), "");

@@ -18,9 +18,6 @@ use crate::inbox::{Inbound, Inbox};
 use crate::shared::{Outcomes, Shared, Verb};
 use crate::thread::{self, Opening};
 
-/// How long the servers of a cluster may take to tell each other of a subscription, unless the configuration says.
-const PROPAGATION: Duration = Duration::from_millis(250);
-
 /// NATS as a bus. Each link has one connection and one thread.
 #[derive(Debug)]
 pub struct NatsBus {
@@ -87,12 +84,12 @@ impl Bus for NatsBus {
             // One log, which all nodes read from its beginning to its end.
             return Capabilities { order: Order::Total, resume: true, ..Capabilities::default() };
         }
-        let propagation = if self.config.servers.len() > 1 { PROPAGATION } else { Duration::ZERO };
         Capabilities {
             // A server handles publishers side by side: two nodes may see two of them in different orders.
             order: Order::PerPublisher,
             topics: TopicSyntax::Tokens,
-            propagation: self.config.propagation.unwrap_or(propagation),
+            // `subscribe` waits for it.
+            propagation: Duration::ZERO,
             ..Capabilities::default()
         }
     }

@@ -1,10 +1,14 @@
 //! How a NATS bus is set up: every option with its unit, bound and default.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use async_nats::ConnectOptions;
 use backplane_core::{Error, ErrorKind, Result};
 use backplane_tls::Tls;
+use nkeys::KeyPairType;
 
 /// Where NATS is and how to speak to it. Start from `default()` or [`NatsConfig::from_url`] and set what differs.
 /// `Debug` hides credentials.
@@ -37,9 +41,9 @@ pub struct NatsConfig {
     /// Most bytes that wait between our reader and whoever polls `inbound`, at least 64 KiB. Core: what arrives while it
     /// is full is dropped and reported as `Lost`. Durable: the stream waits. Default 16 MiB.
     pub max_undelivered: usize,
-    /// What [`Capabilities::propagation`](backplane_core::Capabilities::propagation) states for core NATS: how long the
-    /// servers of a cluster may take to tell each other of a new subscription. Default: 250 ms with several servers, none
-    /// with one.
+    /// Core: how long the other servers of a cluster may take to learn of a new subscription. `connect` and `subscribe`
+    /// return that much later, so that whoever publishes then reaches us through any server. At most 2 s. Default: 250 ms
+    /// where the server says that it belongs to a cluster, else nothing.
     pub propagation: Option<Duration>,
     /// JetStream: frames are kept for a while, and a link resumes where the last one ended. Default: core NATS.
     pub durable: Option<Durable>,
@@ -71,8 +75,11 @@ pub enum Credentials {
     Token(String),
     /// The seed of an nkey (`SU...`).
     NkeySeed(String),
-    /// The content of a credentials file: a JWT and the seed of its nkey.
-    CredentialsFile(String),
+    /// A credentials file: a JWT and the seed of its nkey. Read again by each attempt to connect, so that a file that is
+    /// renewed before its JWT expires is all that a renewal takes.
+    CredentialsFile(PathBuf),
+    /// What stands in a credentials file, for whoever keeps it elsewhere.
+    CredentialsText(String),
 }
 
 impl fmt::Debug for Credentials {
@@ -82,7 +89,8 @@ impl fmt::Debug for Credentials {
             Self::User { .. } => "User (hidden)",
             Self::Token(_) => "Token (hidden)",
             Self::NkeySeed(_) => "NkeySeed (hidden)",
-            Self::CredentialsFile(_) => "CredentialsFile (hidden)",
+            Self::CredentialsFile(path) => return f.debug_tuple("CredentialsFile").field(path).finish(),
+            Self::CredentialsText(_) => "CredentialsText (hidden)",
         })
     }
 }
@@ -113,6 +121,40 @@ pub enum Storage {
     Memory,
     /// In files: survives a restart.
     File,
+}
+
+impl Credentials {
+    /// The crate's options with these credentials. Reads their file.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) when the file cannot be read, or a seed or JWT cannot be used.
+    pub(crate) fn options(&self) -> Result<ConnectOptions> {
+        let options = match self {
+            Self::None => ConnectOptions::new(),
+            Self::User { user, password } => {
+                ConnectOptions::with_user_and_password(user.clone(), password.clone())
+            }
+            Self::Token(token) => ConnectOptions::with_token(token.clone()),
+            Self::NkeySeed(seed) => {
+                if !nkeys::KeyPair::from_seed(seed)
+                    .is_ok_and(|pair| pair.key_pair_type() == KeyPairType::User)
+                {
+                    return Err(invalid("the nkey seed must be that of a user (SU...), undamaged"));
+                }
+                ConnectOptions::with_nkey(seed.clone())
+            }
+            Self::CredentialsFile(path) => {
+                let file = format!("the credentials file {}", path.display());
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| invalid(format!("{file} cannot be read")).with_source(error))?;
+                ConnectOptions::with_credentials(&text).map_err(|_| unusable(&file))?
+            }
+            Self::CredentialsText(text) => {
+                ConnectOptions::with_credentials(text).map_err(|_| unusable("the text of the credentials"))?
+            }
+        };
+        Ok(options)
+    }
 }
 
 impl Default for Durable {
@@ -209,23 +251,16 @@ impl NatsConfig {
         if subject.starts_with(&inbox) || inbox.starts_with(&subject) {
             return wrong("subject and inbox must not lie within each other");
         }
+        if self.propagation.is_some_and(|propagation| propagation > Duration::from_secs(2)) {
+            return wrong("propagation must be at most 2 s");
+        }
         if self.max_frame == Some(0) {
             return wrong("max_frame must be at least 1 byte");
         }
         if self.max_undelivered < 64 << 10 {
             return wrong("max_undelivered must be at least 64 KiB");
         }
-        match &self.credentials {
-            Credentials::CredentialsFile(content)
-                if async_nats::ConnectOptions::with_credentials(content).is_err() =>
-            {
-                return wrong("the credentials file holds no JWT and seed that can be used");
-            }
-            Credentials::NkeySeed(seed) if !seed.starts_with("SU") => {
-                return wrong("the nkey seed must be that of a user (SU...)");
-            }
-            _ => {}
-        }
+        self.credentials.options()?;
         self.durable.as_ref().map_or(Ok(()), Durable::validate)
     }
 }
@@ -239,5 +274,14 @@ fn is_subject(text: &str) -> bool {
 }
 
 fn wrong(what: &'static str) -> Result<()> {
-    Err(Error::new(ErrorKind::InvalidConfig, "open").with_context(what))
+    Err(invalid(what))
+}
+
+/// Without the crate's reason, which may quote it.
+fn unusable(credentials: &str) -> Error {
+    invalid(format!("{credentials} holds no JWT and seed that can be used"))
+}
+
+fn invalid(what: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidConfig, "open").with_context(what)
 }

@@ -11,7 +11,7 @@ use backplane_core::{Error, ErrorKind, Result};
 use backplane_tls::Tls;
 use tokio::time::Instant;
 
-use crate::config::{Credentials, NatsConfig, NatsServer};
+use crate::config::{NatsConfig, NatsServer};
 use crate::ears::Ears;
 
 /// Commands that wait for the crate's connection. One command is one frame or one subscription.
@@ -58,7 +58,14 @@ pub(crate) async fn dial(purpose: &Purpose<'_>) -> Result<Client> {
     }))
 }
 
-async fn connect(purpose: &Purpose<'_>, server: &NatsServer, patience: Duration) -> Result<Client> {
+async fn connect(purpose: &Purpose<'_>, server: &NatsServer, share: Duration) -> Result<Client> {
+    let addresses = tokio::net::lookup_host((server.host.as_str(), server.port)).await.map_err(|error| {
+        Error::new(ErrorKind::Unavailable, "connect")
+            .with_context(format!("{server}: the name is not known"))
+            .with_source(error)
+    })?;
+    // The crate tries each address of a name for that long: one that does not answer leaves the others their share.
+    let patience = share / u32::try_from(addresses.count().max(1)).unwrap_or(u32::MAX);
     let scheme = if purpose.config.tls.is_some() { "tls" } else { "nats" };
     let address: ServerAddr = format!("{scheme}://{server}")
         .parse()
@@ -72,25 +79,15 @@ async fn connect(purpose: &Purpose<'_>, server: &NatsServer, patience: Duration)
 
 fn options(purpose: &Purpose<'_>, patience: Duration, connected: Arc<AtomicBool>) -> Result<ConnectOptions> {
     let Purpose { config, ears, .. } = purpose;
-    let invalid = |error: io::Error| Error::new(ErrorKind::InvalidConfig, "connect").with_source(error);
-    let options = match &config.credentials {
-        Credentials::None => ConnectOptions::new(),
-        Credentials::User { user, password } => {
-            ConnectOptions::with_user_and_password(user.clone(), password.clone())
-        }
-        Credentials::Token(token) => ConnectOptions::with_token(token.clone()),
-        Credentials::NkeySeed(seed) => ConnectOptions::with_nkey(seed.clone()),
-        Credentials::CredentialsFile(content) => {
-            ConnectOptions::with_credentials(content).map_err(invalid)?
-        }
-    };
     // The crate would build a configuration of its own by the process-wide provider, or panic where there are two.
     let tls = match &config.tls {
         Some(tls) => (**tls.config()).clone(),
         None => (**Tls::trusting_nobody()?.config()).clone(),
     };
     let ears = Arc::clone(ears);
-    Ok(options
+    Ok(config
+        .credentials
+        .options()?
         .name(purpose.name)
         .custom_inbox_prefix(&config.inbox)
         .tls_client_config(tls)

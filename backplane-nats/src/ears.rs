@@ -9,7 +9,8 @@
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
-use async_nats::{Event, ServerError};
+use async_nats::connection::State as Connection;
+use async_nats::{Client, Event, ServerError};
 use parking_lot::Mutex;
 
 /// How many events the crate keeps for us at once.
@@ -39,14 +40,22 @@ pub(crate) struct Heard {
     pub(crate) complaint: Option<String>,
     /// The server is about to leave, and asks us to go elsewhere.
     pub(crate) lame_duck: bool,
-    /// The connection has ended.
-    pub(crate) disconnected: bool,
+    /// The end of the connection was told.
+    disconnected: bool,
+}
+
+impl Heard {
+    /// Whether the connection has ended. Where words were lost that may be one of them, so it is looked at then; only
+    /// then, for otherwise all that the server said before has to be heard first.
+    pub(crate) fn is_over(&self, client: &Client) -> bool {
+        self.disconnected || (self.incomplete && client.connection_state() == Connection::Disconnected)
+    }
 }
 
 /// A subject that we may not use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
-    pub(crate) verb: Verb,
+    pub(crate) right: Right,
     pub(crate) subject: String,
     /// The server's words.
     pub(crate) text: String,
@@ -54,7 +63,7 @@ pub(crate) struct Refused {
 
 /// What we may not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verb {
+pub(crate) enum Right {
     Publish,
     Subscribe,
 }
@@ -99,12 +108,12 @@ impl Ears {
 /// `Permissions Violation for Publish to "SUBJECT"`, or `for Subscription to "SUBJECT"`, perhaps with a queue behind.
 fn refused(text: &str) -> Option<Refused> {
     let rest = text.strip_prefix("Permissions Violation for ")?;
-    let (verb, rest) = match rest.strip_prefix("Publish to ") {
-        Some(rest) => (Verb::Publish, rest),
-        None => (Verb::Subscribe, rest.strip_prefix("Subscription to ")?),
+    let (right, rest) = match rest.strip_prefix("Publish to ") {
+        Some(rest) => (Right::Publish, rest),
+        None => (Right::Subscribe, rest.strip_prefix("Subscription to ")?),
     };
     let subject = rest.strip_prefix('"')?.split('"').next()?;
-    Some(Refused { verb, subject: subject.to_owned(), text: text.to_owned() })
+    Some(Refused { right, subject: subject.to_owned(), text: text.to_owned() })
 }
 
 #[cfg(test)]
@@ -127,8 +136,8 @@ mod tests {
         ears.hear(&error("Slow Consumer"));
         let heard = ears.take(&cx());
         let refused: Vec<_> =
-            heard.refusals.iter().map(|refused| (refused.verb, refused.subject.as_str())).collect();
-        assert_eq!(refused, [(Verb::Publish, "a.b"), (Verb::Subscribe, "c")]);
+            heard.refusals.iter().map(|refused| (refused.right, refused.subject.as_str())).collect();
+        assert_eq!(refused, [(Right::Publish, "a.b"), (Right::Subscribe, "c")]);
         assert_eq!(heard.complaint.as_deref(), Some("Slow Consumer"));
         assert!(!heard.disconnected && !heard.incomplete && !heard.lame_duck);
         ears.hear(&Event::LameDuckMode);

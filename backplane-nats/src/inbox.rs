@@ -2,7 +2,7 @@
 //!
 //! Deliveries change hands in runs, one lock and one wake-up per run. What happens when the bound is reached is for the
 //! reading side to say: core NATS cannot be told to wait, so what arrives then is dropped and reported where it is
-//! missing ([`Inbox::push`]); a stream can, so the durable link stops taking ([`Inbox::has_room`]).
+//! missing ([`Inbox::push_or_drop`]); a stream can, so the durable link stops taking ([`Inbox::has_room`]).
 
 use std::collections::VecDeque;
 use std::pin::Pin;

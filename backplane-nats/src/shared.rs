@@ -10,6 +10,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::errors::{closed, failed, not_sent};
+
 /// Most bytes of frames, and most frames, that one link holds unanswered. The router keeps far below (4,096 frames and
 /// 8 MiB by default); this protects whoever uses a link without it.
 const MAX_BYTES: usize = 64 << 20;
@@ -26,6 +28,16 @@ pub(crate) type Outcomes = Vec<Result<Reach>>;
 pub(crate) enum Work {
     Batch(Batch),
     Call(Call),
+}
+
+impl Work {
+    /// When its sender no longer waits for it to be sent.
+    pub(crate) fn deadline(&self) -> Instant {
+        match self {
+            Self::Batch(batch) => batch.deadline,
+            Self::Call(call) => call.deadline,
+        }
+    }
 }
 
 /// A batch on its way to the server. All of its frames fit, and their topics have the right form.
@@ -101,10 +113,6 @@ pub(crate) enum Phase {
     Abandoned,
     /// The thread has stopped.
     Ended,
-}
-
-fn closed(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Closed, operation).with_context("the link has ended")
 }
 
 /// Whether `amount` more fits; a single larger one passes when nothing else is there.
@@ -195,6 +203,13 @@ impl Shared {
         }
     }
 
+    /// Answers what could not be sent in time.
+    pub(crate) fn refuse_overdue(&self, queue: &mut VecDeque<Work>, now: Instant) {
+        while let Some(work) = queue.pop_front_if(|work| work.deadline() <= now) {
+            self.refuse(work, not_sent);
+        }
+    }
+
     /// Asks for an orderly end; `None` when the link has ended already.
     pub(crate) fn close(&self) -> Option<oneshot::Receiver<Result<()>>> {
         let (done, closed) = oneshot::channel();
@@ -275,20 +290,4 @@ impl Shared {
             let _ = closer.send(how.clone());
         }
     }
-}
-
-/// What work answers when its link ended like this.
-pub(crate) fn failed(how: &Result<()>, operation: &'static str) -> Error {
-    match how {
-        Ok(()) => Error::new(ErrorKind::Closed, operation).with_context("the link was closed"),
-        Err(error) if error.kind() == ErrorKind::Denied => {
-            Error::new(ErrorKind::Denied, operation).with_source(error.clone())
-        }
-        Err(error) => Error::new(ErrorKind::Unavailable, operation).with_source(error.clone()),
-    }
-}
-
-/// What work answers that could not be sent before its deadline.
-pub(crate) fn not_sent(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Timeout, operation).with_context("the server took nothing in time; it was not sent")
 }

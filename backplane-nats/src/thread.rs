@@ -8,12 +8,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Client;
 use backplane_core::{Error, ErrorKind, NodeId, Position, Result, Topic};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::config::NatsConfig;
-use crate::core::{CoreLink, Parts};
+use crate::core::CoreLink;
 use crate::dial::{Purpose, dial};
 use crate::durable;
 use crate::ears::Ears;
@@ -33,6 +34,14 @@ pub(crate) struct Opening {
     pub(crate) inbox: Arc<Inbox>,
 }
 
+/// What a link is made of.
+pub(crate) struct Parts {
+    pub(crate) client: Client,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) ears: Arc<Ears>,
+}
+
 /// What is known of a link that is open.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opened {
@@ -48,10 +57,17 @@ pub(crate) fn start(opening: Opening) -> Result<oneshot::Receiver<Result<Opened>
             .with_source(error)
     };
     let (opened, answer) = oneshot::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     std::thread::Builder::new()
         .name("nats-link".to_owned())
         .spawn(move || {
+            // Here and not by the caller: a runtime that found no thread may not be dropped inside another one.
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = opened.send(Err(failed(error)));
+                    return;
+                }
+            };
             // A task like those of the crate and not the root: tasks take turns in the order of their wake-ups.
             // And without a budget: it takes all that has arrived at each turn.
             let link = runtime.spawn(tokio::task::unconstrained(run(opening, opened)));
@@ -137,7 +153,7 @@ async fn open(opening: Opening) -> Result<(Kind, Opened)> {
     };
     match &config.durable {
         None => {
-            let link = CoreLink::new(parts, &config.subject, inbox).await?;
+            let link = CoreLink::new(parts, config, inbox).await?;
             Ok((Kind::Core(Box::new(link)), Opened { max_frame: limit(0), resumed: false }))
         }
         Some(settings) => {

@@ -9,7 +9,8 @@ use crate::config::{Credentials, Durable, NatsConfig, NatsServer, Storage};
 
 impl NatsConfig {
     /// Reads `nats://[user:password@|token@]host[:port][,host[:port]...][?parameters]`, or `tls://` for TLS. The
-    /// parameters are listed in the [crate documentation](crate#url). Files that it names are read at once.
+    /// parameters are listed in the [crate documentation](crate#url). Files that it names are read at once; `creds`
+    /// again at each connection.
     ///
     /// ```
     /// use backplane_nats::NatsConfig;
@@ -35,16 +36,8 @@ impl NatsConfig {
             _ => return Err(invalid("the NATS bus takes the schemes nats and tls")),
         };
         let authority = authority.strip_suffix('/').unwrap_or(authority);
-        if authority.contains('/') && !authority.contains("://") {
-            return Err(invalid("a path has no meaning here; write `/` in a password as %2F"));
-        }
-        let (credentials, hosts) =
-            authority.rsplit_once('@').map_or((None, authority), |(user, hosts)| (Some(user), hosts));
-        let mut config = Self {
-            servers: hosts.split(',').map(|host| server(scheme, host)).collect::<Result<_>>()?,
-            credentials: credentials.map_or(Ok(Credentials::None), read_credentials)?,
-            ..Self::default()
-        };
+        let (servers, credentials) = read_authority(scheme, authority)?;
+        let mut config = Self { servers, credentials, ..Self::default() };
         read_parameters(&mut parameters, &mut config)?;
         let files = TlsFiles::take(&mut parameters);
         parameters.finish(scheme)?;
@@ -58,13 +51,33 @@ impl NatsConfig {
     }
 }
 
-/// One address. NATS' own tools repeat the scheme in front of each.
-fn server(scheme: &str, text: &str) -> Result<NatsServer> {
-    let unreadable = || invalid("an address cannot be read: write HOST or HOST:PORT, separated by commas");
-    let text = text.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(text);
-    if text.contains(['/', '@']) {
-        return Err(unreadable());
+/// Addresses, separated by commas. NATS' own tools repeat the scheme and the credentials in front of each.
+fn read_authority(scheme: &str, text: &str) -> Result<(Vec<NatsServer>, Credentials)> {
+    let mut servers = Vec::new();
+    let mut credentials = None;
+    for (index, address) in text.split(',').enumerate() {
+        let address =
+            address.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(address);
+        if address.contains('/') {
+            return Err(invalid("a path has no meaning here; write `/` in a password as %2F"));
+        }
+        let (user, host) =
+            address.rsplit_once('@').map_or((None, address), |(user, host)| (Some(user), host));
+        if index == 0 {
+            credentials = user;
+        } else if user.is_some() && user != credentials {
+            return Err(invalid(
+                "user and password, or a token, stand in front of the first address and hold for all; \
+                 write `,` in a password as %2C",
+            ));
+        }
+        servers.push(server(host)?);
     }
+    Ok((servers, credentials.map_or(Ok(Credentials::None), read_credentials)?))
+}
+
+fn server(text: &str) -> Result<NatsServer> {
+    let unreadable = || invalid("an address cannot be read: write HOST or HOST:PORT, separated by commas");
     let url = Url::parse(&format!("nats://{text}")).map_err(|error| unreadable().with_source(error))?;
     let host = match url.host() {
         Some(Host::Domain(name)) if !name.is_empty() => name.to_owned(),
@@ -95,7 +108,7 @@ fn read_parameters(parameters: &mut Parameters<'_>, config: &mut NatsConfig) -> 
         config.inbox = inbox;
     }
     if let Some(path) = parameters.take("creds") {
-        set_credentials(config, Credentials::CredentialsFile(read_text("creds", &path)?))?;
+        set_credentials(config, Credentials::CredentialsFile(path.into()))?;
     }
     if let Some(path) = parameters.take("nkey") {
         let seed = read_text("nkey", &path)?;
@@ -191,6 +204,21 @@ mod tests {
     }
 
     #[test]
+    fn scheme_and_credentials_may_be_repeated_in_front_of_each_address() {
+        for url in [
+            "nats://me:s3cret@one:1,two:2,three:3",
+            "nats://me:s3cret@one:1,me:s3cret@two:2,me:s3cret@three:3",
+            "nats://me:s3cret@one:1,nats://me:s3cret@two:2,nats://three:3/",
+        ] {
+            let config = NatsConfig::from_url(url).unwrap();
+            let servers: Vec<_> = config.servers.iter().map(ToString::to_string).collect();
+            assert_eq!(servers, ["one:1", "two:2", "three:3"], "{url}");
+            let Credentials::User { user, password } = &config.credentials else { panic!("{config:?}") };
+            assert_eq!((user.as_str(), password.as_str()), ("me", "s3cret"), "{url}");
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_is_named() {
         for (url, named) in [
             ("nats://localhost?wire=native", "`wire`"),
@@ -209,6 +237,7 @@ mod tests {
             ("nats://localhost?inbox=backplane.inbox", "within each other"),
             ("nats://localhost?max_frame=1k", "`max_frame`"),
             ("nats://localhost?max_frame=0", "max_frame"),
+            ("nats://localhost?propagation=2001ms", "propagation"),
             ("nats://localhost?max_undelivered=1", "max_undelivered"),
             ("nats://localhost?ca=ca.pem", "tls://"),
             ("tls://localhost?cert=cert.pem", "belong together"),
@@ -218,6 +247,11 @@ mod tests {
             ("nats://localhost?nkey=Cargo.toml", "nkey seed"),
             ("nats://localhost?creds=Cargo.toml", "credentials file"),
             ("nats://localhost/path", "path"),
+            ("nats://one,user:password@two", "first address"),
+            ("nats://user:password@one,user:other@two", "first address"),
+            ("nats://user:pass,word@one", "address"),
+            ("nats://user:1,2@one", "%2C"),
+            ("nats://user:a/b@one", "%2F"),
             ("nats://localhost:4222:1", "address"),
             ("nats://one,,two", "address"),
             ("nats://one:0", "port"),

@@ -84,8 +84,7 @@ async fn nats() {
 /// AMQP 0-9-1, and AMQP 1.0 on the same port.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rabbitmq() {
-    let plugins = vec!["rabbitmq_amqp1_0".to_owned()];
-    let options = RabbitMqOptions { tls: true, plugins, ..RabbitMqOptions::default() };
+    let options = RabbitMqOptions { tls: true, ..RabbitMqOptions::amqp_1_0() };
     let Some(rabbitmq) = RabbitMq::require(options).await else { return };
     let ca = authority(rabbitmq.tls());
     two_nodes_meet(&format!("{}?ca={ca}", rabbitmq.url())).await;

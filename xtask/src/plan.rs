@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use backplane_conformance::broker::{Broker, Folder, Nats, RabbitMq, Redis};
+use backplane_conformance::broker::{Broker, Folder, Nats, RabbitMq, RabbitMqOptions, Redis};
 
 use crate::command::{self, Ran, cargo};
 use crate::tally::Tally;
@@ -90,7 +90,7 @@ fn examples() -> Ran {
     let script = ["run", "-p", "two-servers", "--", "--script"];
     let mut sum = counted(cargo(&script));
     let over = |url: &str| counted(cargo(&[&script[..], &["--url", url]].concat()));
-    for with in [with::<Redis>, with::<RabbitMq>, with::<Nats>] {
+    for with in [with::<Redis>, with::<RabbitMq>, with::<Nats>, with_amqp_1_0] {
         if sum.success {
             sum = sum.and(with(&over));
         }
@@ -119,6 +119,20 @@ fn counted(command: Command) -> Ran {
 
 /// Runs `act` beside a private broker.
 fn with<B: Broker>(act: &dyn Fn(&str) -> Ran) -> Ran {
+    with_private::<B>(B::Options::default(), async |broker: &B| Ok(broker.url()), act)
+}
+
+/// The same over AMQP 1.0, which RabbitMQ speaks too: `servicebus://`.
+fn with_amqp_1_0(act: &dyn Fn(&str) -> Ran) -> Ran {
+    let url = async |broker: &RabbitMq| Ok(broker.url_of_amqp_1_0("script").await?);
+    with_private::<RabbitMq>(RabbitMqOptions::amqp_1_0(), url, act)
+}
+
+fn with_private<B: Broker>(
+    options: B::Options,
+    url: impl AsyncFnOnce(&B) -> Result<String, Box<dyn std::error::Error>>,
+    act: &dyn Fn(&str) -> Ran,
+) -> Ran {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -126,9 +140,14 @@ fn with<B: Broker>(act: &dyn Fn(&str) -> Ran) -> Ran {
             return Ran::default();
         }
     };
-    let ran = match runtime.block_on(B::start(B::Options::default())) {
-        Ok(broker) => {
-            let ran = act(&broker.url());
+    let started = runtime.block_on(async {
+        let broker = B::start(options).await?;
+        let url = url(&broker).await?;
+        Ok::<_, Box<dyn std::error::Error>>((broker, url))
+    });
+    let ran = match started {
+        Ok((broker, url)) => {
+            let ran = act(&url);
             runtime.block_on(broker.stop());
             ran
         }

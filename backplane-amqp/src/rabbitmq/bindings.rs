@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use backplane_core::{Error, Result, Topic};
+use backplane_core::{Error, ErrorKind, Result, Topic};
 use foldhash::fast::RandomState;
 use lapin::Channel;
 use lapin::options::QueueBindOptions;
@@ -26,6 +26,8 @@ use super::shared::{Call, Shared, Verb};
 
 /// Commands on their way at once.
 const PIPELINE: usize = 1_000;
+/// Bindings whose time is over that are unmade at once, while others may wait for new ones.
+const UNBIND_AT_ONCE: usize = 250;
 /// Most bindings that outlive the interest in them; the oldest then go at once.
 const MAX_LINGERING: usize = 16_384;
 /// lapin remembers each binding made on a channel, in case it had to make it again. After this many the channel is
@@ -49,7 +51,8 @@ pub(super) struct Bindings {
     /// Bindings are made here ...
     binding: Channel,
     made: usize,
-    /// ... and unmade there, for lapin would search all of its memory for each.
+    /// ... and unmade there, for lapin would search all of its memory for each. Neither reads: the broker serves a channel
+    /// in order, and deliveries would wait behind the bindings.
     unbinding: Channel,
     queue: ShortString,
     exchange: ShortString,
@@ -104,10 +107,14 @@ impl Bindings {
         self.interest.clone()
     }
 
-    /// Serves calls until the broker refuses a change: nobody knows then what is bound, and only a new link does.
+    /// Serves calls until the broker refuses a change, or does not answer it in time: nobody knows then what is bound, and
+    /// only a new link does.
     pub(super) async fn run(&mut self) -> Result<()> {
         loop {
-            let due = self.lingering.front().map(|(until, _)| *until);
+            let due = match self.lingering.front() {
+                Some(_) if self.lingering.len() > MAX_LINGERING => Some(Instant::now()),
+                first => first.map(|(until, _)| *until),
+            };
             tokio::select! {
                 () = self.shared.calls.notified() => {}
                 () = async { match due { Some(due) => tokio::time::sleep_until(due).await, None => pending().await } } => {}
@@ -120,7 +127,8 @@ impl Bindings {
                 }
                 self.serve(together).await?;
             }
-            self.unbind_lingering(Instant::now()).await?;
+            // A few at a time: whoever wants a topic must not wait for all that nobody wants.
+            self.unbind_lingering(Instant::now(), UNBIND_AT_ONCE).await?;
         }
     }
 
@@ -135,7 +143,7 @@ impl Bindings {
             }
             Verb::Unsubscribe => {
                 self.release(topics, Instant::now());
-                if self.unbind_after.is_zero() { self.unbind_lingering(Instant::now()).await } else { Ok(()) }
+                if self.unbind_after.is_zero() { self.unbind_all().await } else { Ok(()) }
             }
         };
         for call in calls {
@@ -193,7 +201,7 @@ impl Bindings {
         if keys.is_empty() {
             // Bound already, as a topic that lingered or one that shares a bucket. That is only worth saying when the
             // broker is there.
-            return qos(&self.binding, 1).await.map_err(|error| self.refused("subscribe", error));
+            return self.answered("subscribe", qos(&self.binding, 1)).await;
         }
         let options = |nowait| QueueBindOptions { nowait };
         for keys in keys.chunks(PIPELINE) {
@@ -209,38 +217,52 @@ impl Bindings {
                 let options = options(place < last);
                 self.binding.queue_bind(queue, exchange, key.clone(), options, FieldTable::default())
             });
-            pipeline(commands).await.map_err(|error| self.refused("subscribe", error))?;
+            self.answered("subscribe", pipeline(commands)).await?;
         }
         Ok(())
     }
 
-    async fn unbind_lingering(&mut self, now: Instant) -> Result<()> {
-        loop {
-            let mut names = Vec::new();
-            while let Some((until, _)) = self.lingering.front() {
-                if names.len() == PIPELINE || (*until > now && self.lingering.len() <= MAX_LINGERING) {
-                    break;
-                }
-                let Some((until, name)) = self.lingering.pop_front() else { break };
-                // Unless it is used again, or was, and lingers anew.
-                if self.keys.get(&name).is_some_and(|key| key.kept_until == Some(until)) {
-                    self.keys.remove(&name);
-                    names.push(name);
-                }
-            }
-            if names.is_empty() {
-                return Ok(());
-            }
-            let commands = names.iter().map(|name| {
-                let (queue, exchange) = (self.queue.clone(), self.exchange.clone());
-                self.unbinding.queue_unbind(queue, exchange, name.clone(), FieldTable::default())
-            });
-            pipeline(commands).await.map_err(|error| self.refused("unsubscribe", error))?;
+    /// Unbinds what lingers, long or not.
+    async fn unbind_all(&mut self) -> Result<()> {
+        while !self.lingering.is_empty() {
+            self.unbind_lingering(Instant::now(), PIPELINE).await?;
         }
+        Ok(())
     }
 
-    fn refused(&self, operation: &'static str, error: lapin::Error) -> Error {
-        refusal(operation, &format!("exchange `{}`", self.exchange), error)
+    /// Unbinds up to `most` keys whose time is over.
+    async fn unbind_lingering(&mut self, now: Instant, most: usize) -> Result<()> {
+        let mut names = Vec::new();
+        while let Some((until, _)) = self.lingering.front() {
+            if names.len() == most || (*until > now && self.lingering.len() <= MAX_LINGERING) {
+                break;
+            }
+            let Some((until, name)) = self.lingering.pop_front() else { break };
+            // Unless it is used again, or was, and lingers anew.
+            if self.keys.get(&name).is_some_and(|key| key.kept_until == Some(until)) {
+                self.keys.remove(&name);
+                names.push(name);
+            }
+        }
+        let commands = names.iter().map(|name| {
+            let (queue, exchange) = (self.queue.clone(), self.exchange.clone());
+            self.unbinding.queue_unbind(queue, exchange, name.clone(), FieldTable::default())
+        });
+        self.answered("unsubscribe", pipeline(commands)).await
+    }
+
+    /// Awaits the answer to commands that were sent together.
+    async fn answered(
+        &self,
+        operation: &'static str,
+        commands: impl Future<Output = lapin::Result<()>>,
+    ) -> Result<()> {
+        let late = || {
+            Error::new(ErrorKind::Timeout, operation)
+                .with_context("the broker did not answer a change of bindings")
+        };
+        let answer = tokio::time::timeout(self.shared.timeout, commands).await.map_err(|_| late())?;
+        answer.map_err(|error| refusal(operation, &format!("exchange `{}`", self.exchange), error))
     }
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backplane_core::{Attach, Bus, Capabilities, Error, ErrorKind, Limits, Link, Order, Result, TopicSyntax};
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel};
+use lapin::{BasicProperties, Channel, Event};
 use tokio::time::Instant;
 
 use super::bindings::Bindings;
@@ -18,7 +19,7 @@ use super::connection::Line;
 use super::inbound::Inbound;
 use super::link::{LinkTask, RabbitSender};
 use super::publisher::Publisher;
-use super::queues::{Names, consume, declare, declare_exchange};
+use super::queues::{Names, consume, declare, declare_exchange, holds};
 use super::refusal::refusal;
 use super::routing::{Routing, carries};
 use super::shared::Shared;
@@ -46,8 +47,9 @@ impl RabbitBus {
         Ok(Self { routing: Arc::new(Routing::new(config.buckets)), config })
     }
 
-    /// Tries the addresses, each once, in a random order.
+    /// Tries the addresses, each once, in a random order, until one answers.
     async fn open_any(&self, attach: Attach<'_>, deadline: Instant) -> Result<Link> {
+        attach.topics.iter().try_for_each(|topic| carries("connect", topic))?;
         let mut addresses: Vec<&RabbitAddress> = self.config.addresses.iter().collect();
         let mut last = None;
         while !addresses.is_empty() {
@@ -56,46 +58,79 @@ impl RabbitBus {
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
             let address = addresses.swap_remove(chosen);
-            // Boxed: two connections make a large future.
-            let opened = tokio::time::timeout(share, Box::pin(self.open(attach, address))).await;
-            match opened.unwrap_or_else(|_| Err(late(address, share))) {
+            // One that answers gets all the time that is left: bindings may be many. Boxed: two connections make a large
+            // future.
+            let opened = async {
+                let reached = tokio::time::timeout(share, Box::pin(self.reach(attach, address)));
+                let reached = reached.await.unwrap_or_else(|_| Err(late(address, share)))?;
+                let opened = tokio::time::timeout_at(deadline, Box::pin(self.open(attach, reached)));
+                opened.await.unwrap_or_else(|_| Err(not_bound(address, attach.topics.len())))
+            };
+            match opened.await {
                 Ok(link) => return Ok(link),
-                // What one node of a broker refuses, every one does.
-                Err(error) if !error.is_retryable() => return Err(error),
+                // What one node of a broker refuses, every one does; and without time nobody else can be asked.
+                Err(error) if !error.is_retryable() || Instant::now() >= deadline => return Err(error),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.expect("there is an address, and it failed"))
     }
 
-    async fn open(&self, attach: Attach<'_>, address: &RabbitAddress) -> Result<Link> {
+    /// Opens both connections to one node of the broker, and what a link has there beside bindings.
+    async fn reach<'a>(&self, attach: Attach<'_>, address: &'a RabbitAddress) -> Result<Reached<'a>> {
         let config = &self.config;
-        attach.topics.iter().try_for_each(|topic| carries("connect", topic))?;
         let heartbeat = heartbeat(attach.heartbeat);
         let line = |what| {
             let name = format!("backplane-{}-{} {what}", attach.node, attach.attempt);
             Line::open(config, address, name, heartbeat)
         };
         let (publishing, consuming) = tokio::try_join!(line("publishes"), line("reads"))?;
-        let (publishing, consuming) = (Arc::new(publishing), Arc::new(consuming));
         // Before anything can happen on them.
         let publishing_events = publishing.connection.events_listener().boxed();
         let consuming_events = consuming.connection.events_listener().boxed();
-
         let names = Names::new(&attach);
         let home = consuming.channel().await?;
         declare_exchange(&home, config).await?;
-        let (publishes, _) = tokio::try_join!(self.publishing_channel(&publishing, &names), async {
-            declare(&home, config, &names).await
-        })?;
+        let (publishes, ()) = tokio::try_join!(confirming(&publishing), declare(&home, config, &names))?;
+        self.publish_to_nobody(&publishes, &names).await?;
+        if !config.create && holds(&home, &names.losses).await? {
+            return Err(Error::new(ErrorKind::InvalidConfig, "connect")
+                .with_context(format!("exchange `{}` is not of the type direct", config.exchange)));
+        }
+        Ok(Reached {
+            address,
+            publishing: Arc::new(publishing),
+            publishing_events,
+            publishes,
+            consuming: Arc::new(consuming),
+            consuming_events,
+            home,
+            names,
+        })
+    }
 
+    /// Binds and reads, and starts the task of the link.
+    async fn open(&self, attach: Attach<'_>, reached: Reached<'_>) -> Result<Link> {
+        let config = &self.config;
+        let Reached {
+            address,
+            publishing,
+            publishing_events,
+            publishes,
+            consuming,
+            consuming_events,
+            home,
+            names,
+        } = reached;
         let exchange = ShortString::from(config.exchange.as_str());
         let timeout = config.command_timeout.unwrap_or(attach.heartbeat.max(PATIENCE));
         let shared = Arc::new(Shared::new(timeout));
+        let (binding, unbinding, told) =
+            tokio::try_join!(consuming.channel(), consuming.channel(), consuming.channel())?;
         let mut bindings = Bindings::new(
             consuming.clone(),
-            consuming.channel().await?,
-            home.clone(),
+            binding,
+            unbinding,
             names.queue.clone(),
             exchange.clone(),
             self.routing.clone(),
@@ -103,7 +138,7 @@ impl RabbitBus {
             shared.clone(),
         );
         bindings.subscribe(attach.topics).await?;
-        let losses = consume(&consuming.channel().await?, 1, &names.losses).await?;
+        let losses = consume(&told, 1, &names.losses).await?;
         let frames = consume(&home, config.prefetch, &names.queue).await?;
         let inbound = Inbound::new(frames, losses, bindings.interest(), shared.clone(), config.prefetch);
 
@@ -142,18 +177,39 @@ impl RabbitBus {
         })
     }
 
-    /// A channel that confirms, on which a first frame to nobody was confirmed: whoever may not publish is told now.
-    async fn publishing_channel(&self, line: &Line, names: &Names) -> Result<Channel> {
-        let channel = line.channel().await?;
+    /// Publishes a first frame, for which there is no binding: whoever may not publish is told now. What an exchange of
+    /// another type makes of it is seen in our own queues.
+    async fn publish_to_nobody(&self, channel: &Channel, names: &Names) -> Result<()> {
         let subject = format!("publish to exchange `{}`", self.config.exchange);
         let failed = |error| refusal("connect", &subject, error);
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
         let (exchange, nobody) = (self.config.exchange.as_str().into(), names.queue.clone());
         let options = BasicPublishOptions::default();
         let sent = channel.basic_publish(exchange, nobody, options, b"", BasicProperties::default());
         sent.await.map_err(failed)?.await.map_err(failed)?;
-        Ok(channel)
+        Ok(())
     }
+}
+
+/// A channel on which publishes are confirmed.
+async fn confirming(line: &Line) -> Result<Channel> {
+    let channel = line.channel().await?;
+    let confirms = channel.confirm_select(ConfirmSelectOptions::default()).await;
+    confirms.map_err(|error| refusal("connect", "ask for confirms", error))?;
+    Ok(channel)
+}
+
+/// A node of the broker that answered.
+struct Reached<'a> {
+    address: &'a RabbitAddress,
+    publishing: Arc<Line>,
+    publishing_events: BoxStream<'static, Event>,
+    /// Where frames are published.
+    publishes: Channel,
+    consuming: Arc<Line>,
+    consuming_events: BoxStream<'static, Event>,
+    /// Where the node's queue was declared, and is read.
+    home: Channel,
+    names: Names,
 }
 
 /// What is negotiated with the broker, in seconds: it gives a silent peer up after two of them, and frees the queue.
@@ -163,6 +219,12 @@ fn heartbeat(bound: Duration) -> u16 {
 
 fn late(address: &RabbitAddress, share: Duration) -> Error {
     Error::new(ErrorKind::Timeout, "connect").with_context(format!("{address} gave no link within {share:?}"))
+}
+
+fn not_bound(address: &RabbitAddress, topics: usize) -> Error {
+    Error::new(ErrorKind::Timeout, "connect").with_context(format!(
+        "{address} did not bind {topics} topics before the deadline; raise it, or bind hash buckets (`buckets`)"
+    ))
 }
 
 #[async_trait]

@@ -52,8 +52,8 @@ pub struct RabbitConfig {
     /// Largest frame in bytes, at most 128 MiB. It must not exceed the server's `max_message_size`, which ends a link that
     /// does. Default 16 MiB less 64 KiB: the server's own default is 16 MiB since RabbitMQ 4.0.
     pub max_frame: usize,
-    /// How long a publish, a change of bindings or an orderly close may wait for the broker's answer. Default: the
-    /// heartbeat bound of the link, at least 5 s.
+    /// How long a publish, a change of bindings or an orderly close may wait for the broker's answer; from 10 ms to 1 hour.
+    /// Default: the heartbeat bound of the link, at least 5 s.
     pub command_timeout: Option<Duration>,
 }
 
@@ -148,8 +148,9 @@ impl RabbitConfig {
             (self.unbind_after <= 3_600 * second, "unbind_after must be at most 1 hour"),
             ((1..=128 << 20).contains(&self.max_frame), "max_frame must be from 1 byte to 128 MiB"),
             (
-                self.command_timeout.is_none_or(|timeout| timeout >= Duration::from_millis(10)),
-                "command_timeout must be at least 10 ms",
+                self.command_timeout
+                    .is_none_or(|timeout| (Duration::from_millis(10)..=3_600 * second).contains(&timeout)),
+                "command_timeout must be from 10 ms to 1 hour",
             ),
         ];
         match bounds.into_iter().find(|(kept, _)| !kept) {

@@ -47,19 +47,7 @@ impl LinkTask {
             // What the broker does with the rest is its own matter: the connections are cut below.
             return self.end(&how);
         }
-        let closing = self.shared.is_closing();
-        let patience = if closing { self.shared.timeout } else { FAREWELL };
-        // While a connection is blocked lapin writes nothing, not even a farewell.
-        let how = if self.shared.blocked("close").is_some() {
-            Ok(())
-        } else {
-            let closed = async { tokio::try_join!(self.publishing.close(), self.consuming.close()) };
-            let late = |_| {
-                Error::new(ErrorKind::Timeout, "close")
-                    .with_context("the broker did not free the connections in time; they were cut")
-            };
-            tokio::time::timeout(patience, closed).await.map_err(late).and_then(|closed| closed.map(|_| ()))
-        };
+        let how = say_goodbye(&self.shared, &self.publishing, &self.consuming).await;
         self.end(&how);
     }
 
@@ -88,10 +76,29 @@ impl LinkTask {
     }
 }
 
+/// Ends both connections in order, as far as the broker lets us.
+async fn say_goodbye(shared: &Shared, publishing: &Line, consuming: &Line) -> Result<()> {
+    let patience = if shared.is_closing() { shared.timeout } else { FAREWELL };
+    let published = async {
+        // While it is blocked lapin writes nothing on it, not even a farewell: it is cut. Nothing at the broker belongs to
+        // it; the queues are the other one's.
+        if shared.blocked("close").is_some() { Ok(()) } else { publishing.close().await }
+    };
+    // Neither goodbye waits for the other, or fails with it.
+    let closed = async { tokio::join!(published, consuming.close()) };
+    match tokio::time::timeout(patience, closed).await {
+        Ok((published, consumed)) => consumed.and(published),
+        Err(_) => Err(Error::new(ErrorKind::Timeout, "close")
+            .with_context("the broker did not free the connections in time; they were cut")),
+    }
+}
+
 impl Drop for LinkTask {
-    /// Also when its runtime ends, or `connect` is given up: nobody is left waiting.
+    /// When its runtime ends, or it panicked: nobody is left waiting, and nobody takes it for an orderly end.
     fn drop(&mut self) {
-        self.end(&Ok(()));
+        let stopped =
+            Error::new(ErrorKind::Unavailable, "receive").with_context("the task of the link was stopped");
+        self.end(&Err(stopped));
     }
 }
 

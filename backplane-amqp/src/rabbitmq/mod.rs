@@ -19,8 +19,7 @@
 //! - **Acceptance** is a publisher confirm, one for each frame, many on their way at once. A frame that no node wants is
 //!   confirmed too, so reach is not reported. A `nack` is `Unavailable` with an unknown outcome.
 //! - **A subscription** is a binding of that queue to one durable direct exchange, confirmed by the broker; 1,000 travel at
-//!   once. It outlives the interest in it for [`RabbitConfig::unbind_after`], and what it brings meanwhile is dropped. In a
-//!   cluster of brokers a new binding is valid on all of its nodes when it is confirmed.
+//!   once. It outlives the interest in it for [`RabbitConfig::unbind_after`], and what it brings meanwhile is dropped.
 //! - **Loss is told.** The queue is bounded in bytes and in time, oldest out first. What it drops is dead-lettered into a
 //!   second queue that holds one message, and a message there is a `Lost`: `Overflow`, or `Retention` for what waited too
 //!   long; which topics is not known. While drops go on one is told each 100 ms. A queue that is deleted, or dies with its
@@ -31,7 +30,7 @@
 //! - **An alarm** (memory, disk) makes the broker block who publishes, and only that: the two connections of a link are
 //!   separate, so reading goes on. Publishes then fail at once as `Unavailable` with the broker's reason, those in flight
 //!   within their deadline, and [`Health::impediment`](backplane_core::Health::impediment) shows it until the alarm ends.
-//!   The link stays.
+//!   The link stays. Other nodes take a node for gone meanwhile, for its beats are publishes too.
 //! - **Memory is bounded** by [`RabbitConfig::prefetch`] frames that were not read and by 64 MiB or 65,536 frames that were
 //!   not confirmed. There is no option to read without acknowledgements: lapin would keep what nobody reads, without bound.
 //! - **Topics** are dot-separated tokens of up to 200 bytes.
@@ -42,10 +41,28 @@
 //! - **A restart of the broker** ends every link. What was published in between failed at its sender; what was in flight has
 //!   an unknown outcome. Links are back within 2 s of the broker accepting connections; each raises one Gap. The exchange
 //!   is durable.
-//! - **A link** is two connections, four channels and two queues at the broker; at our side one task, two threads of lapin
+//! - **A link** is two connections, five channels and two queues at the broker; at our side one task, two threads of lapin
 //!   and about 4 MiB of its buffers.
-//! - **Churn**: each binding is a transaction of the whole broker cluster. Where groups come and go by thousands each
-//!   second, `buckets` bounds the bindings to that many for each node.
+//! - **Topics**: each is a binding, and each binding a transaction of the whole broker cluster. A broker with one core made
+//!   about 5,000 each second, a cluster of two 2,000. A node binds all of its topics (groups and users with members here)
+//!   within [`RouterConfig::connect_timeout`](backplane_core::RouterConfig::connect_timeout), 5 s by default, whenever it
+//!   connects: with more than some thousands raise it, or set `buckets`, which bounds the bindings to that many for each
+//!   node. So do where groups come and go by hundreds each second.
+//!
+//! # A cluster of brokers
+//! List its nodes in the URL; both connections of a link lead to one of them, which holds the node's queue. Tried by hand
+//! with two nodes of RabbitMQ 3.10.8 on one machine, links spread over both:
+//! - Every contract of the seam and of whole nodes is kept. A new binding is valid on all nodes of the broker when it is
+//!   confirmed (with Mnesia, the store of 3.x; not tried with Khepri).
+//! - A node of the broker that is killed costs the links to it, which are back on the other one within 0.1 s, each with one
+//!   Gap. Links to the others stay; what they had in flight is `Unavailable` with an unknown outcome (a nack).
+//! - A node that stands still without being dead holds up all others until they declare it dead, which is a setting of the
+//!   broker (`net_ticktime`, by default 60 s; with 8 s the others went on after 10): meanwhile no link can be opened and
+//!   nothing bound anywhere, and frames that also go to a queue on that node end as `Timeout` with an unknown outcome.
+//!   Others are accepted a second late, until some 400 of the former are under way: then RabbitMQ reads nothing more from
+//!   who sent them. When it moves again after it was declared dead, frames that it had held may arrive late, behind newer
+//!   ones of the same publisher; and the broker is partitioned, which `cluster_partition_handling` decides. Where nodes may
+//!   stall, set `net_ticktime` near the heartbeat bound.
 //!
 //! # Permissions
 //! With the exchange `backplane`, for a user `app` in its virtual host:
@@ -76,7 +93,7 @@
 //! | `cert`, `key` | files with our certificate and its key, PEM | none |
 //!
 //! # Versions
-//! RabbitMQ 3.10 and later. Tested with 3.10.8, a single node; what a cluster of brokers adds is not tested.
+//! RabbitMQ 3.10 and later. The tests run with 3.10.8, a single node; for a cluster of brokers see above. 4.x is not tried.
 //!
 //! # How it is built
 //! lapin runs each connection on a thread of its own, over a socket that is ours: TLS is made by rustls with the provider
@@ -87,6 +104,7 @@ mod bindings;
 mod bus;
 mod config;
 mod connection;
+mod flight;
 mod inbound;
 mod link;
 mod publisher;

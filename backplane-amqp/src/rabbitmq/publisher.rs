@@ -3,48 +3,35 @@
 //! `basic_publish` of lapin completes when its thread has written the frame, so awaiting each would cost two changes of
 //! thread. Its first poll queues the frame; so each frame is polled once when it is launched, and again when it is the
 //! oldest one. A confirm that nobody awaits is kept by lapin for ever, so every one is awaited here.
+//!
+//! The broker confirms a frame when every queue has it. One queue that stands still, such as that of another node on a
+//! broker of the cluster that is frozen, keeps back the confirms of all that goes there, for a minute or more. So a frame
+//! that lingers steps aside: it neither hides the confirms behind it nor takes room from frames that go elsewhere.
 
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn, ready};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use backplane_core::{Error, ErrorKind, Outgoing, Reach, Result};
-use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Event};
-use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::flight::{Flight, InFlight, Landed, fly, land, land_any};
 use super::refusal::refusal;
 use super::routing::Routing;
-use super::shared::{Batch, Outcomes, Phase, Shared};
+use super::shared::{Batch, Phase, Shared};
 
 /// Most frames, and most bytes unless it is one, that lapin holds unconfirmed. It searches all of them for each confirm
 /// of several.
 const WINDOW: usize = 1_024;
 const WINDOW_BYTES: usize = 8 << 20;
 
-/// A frame on its way.
-type Flight = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
-
-/// A batch of which frames were launched.
-struct InFlight {
-    /// Frames that were or will be launched.
-    launched: usize,
-    /// The other ones, which the broker never saw, and why.
-    kept_back: Option<(usize, Error)>,
-    bytes: usize,
-    outcomes: Outcomes,
-    /// `None` once it is overdue: the confirms are still to come.
-    done: Option<oneshot::Sender<Outcomes>>,
-    deadline: Instant,
-}
+/// After how long a frame lingers.
+const LINGERS: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(super) struct Publisher {
@@ -58,8 +45,12 @@ pub(super) struct Publisher {
     /// The rest of the batch that is being launched; it is the last one in `batches`.
     launching: std::vec::IntoIter<Outgoing>,
     batches: VecDeque<InFlight>,
-    flights: VecDeque<(Flight, usize)>,
+    /// The number of the first of them.
+    first_batch: u64,
+    flights: VecDeque<Flight>,
     aloft_bytes: usize,
+    /// Flights that stepped aside. As many as [`Shared`] lets be unanswered.
+    lingering: Vec<Flight>,
 }
 
 impl Publisher {
@@ -79,8 +70,10 @@ impl Publisher {
             queue: VecDeque::new(),
             launching: Vec::new().into_iter(),
             batches: VecDeque::new(),
+            first_batch: 0,
             flights: VecDeque::new(),
             aloft_bytes: 0,
+            lingering: Vec::new(),
         }
     }
 
@@ -100,12 +93,15 @@ impl Publisher {
                 return Ok(());
             }
             let shared = self.shared.clone();
-            let (flights, batches) = (&mut self.flights, &mut self.batches);
+            let flights = &mut self.flights;
             tokio::select! {
-                landed = poll_fn(|cx| land(flights, cx)), if !batches.is_empty() => self.landed(landed)?,
+                landed = poll_fn(|cx| land(flights, cx)), if !flights.is_empty() => self.landed(landed)?,
                 () = shared.work.notified() => {}
                 event = self.events.next() => self.on(event)?,
-                now = ticks.tick() => self.expire(now),
+                now = ticks.tick() => {
+                    self.step_aside(now)?;
+                    self.expire(now);
+                }
             }
         }
     }
@@ -121,6 +117,7 @@ impl Publisher {
         if let Some(error) = self.shared.blocked("publish") {
             return self.keep_back(&error);
         }
+        let now = Instant::now();
         while self.flights.len() < WINDOW && (self.aloft_bytes < WINDOW_BYTES || self.flights.is_empty()) {
             let Some(Outgoing { topic, frame }) = self.launching.next() else {
                 let Some(batch) = self.queue.pop_front() else { return };
@@ -132,19 +129,32 @@ impl Publisher {
                 Some(name) => BasicProperties::default().with_type(name),
                 None => BasicProperties::default(),
             };
-            let bytes = frame.len();
-            self.aloft_bytes += bytes;
-            let flight = fly(self.channel.clone(), self.exchange.clone(), key, properties, frame);
-            self.flights.push_back((flight, bytes));
+            let (batch, place) = self.last_launched();
+            self.aloft_bytes += frame.len();
+            self.flights.push_back(Flight {
+                bytes: frame.len(),
+                batch,
+                place,
+                launched: now,
+                confirmed: fly(self.channel.clone(), self.exchange.clone(), key, properties, frame),
+            });
         }
+    }
+
+    /// The batch that is being launched, and the place of the frame that was taken from it last.
+    fn last_launched(&self) -> (u64, usize) {
+        let frames = self.batches.back().map_or(0, |batch| batch.outcomes.len());
+        (self.first_batch + self.batches.len() as u64 - 1, frames - self.launching.len() - 1)
     }
 
     fn begin(&mut self, batch: Batch) {
         let Batch { frames, bytes, done, deadline } = batch;
-        let (launched, outcomes) = (frames.len(), Vec::with_capacity(frames.len()));
+        let missing = frames.len();
+        let mut outcomes = Vec::new();
+        outcomes.resize_with(missing, || None);
         self.launching = frames.into_iter();
         let done = Some(done);
-        self.batches.push_back(InFlight { launched, kept_back: None, bytes, outcomes, done, deadline });
+        self.batches.push_back(InFlight { outcomes, missing, kept_back: None, bytes, done, deadline });
     }
 
     /// Answers everything that was not launched.
@@ -154,8 +164,9 @@ impl Publisher {
         if rest > 0
             && let Some(batch) = self.batches.back_mut()
         {
-            batch.launched -= rest;
+            batch.outcomes.truncate(batch.outcomes.len() - rest);
             batch.kept_back = Some((rest, error.clone()));
+            batch.miss_fewer(rest);
         }
         self.finish();
         for batch in std::mem::take(&mut self.queue) {
@@ -163,55 +174,73 @@ impl Publisher {
         }
     }
 
-    /// Frames got their outcomes.
-    fn landed(&mut self, landed: Vec<(lapin::Result<Confirmation>, usize)>) -> Result<()> {
-        for (confirmation, bytes) in landed {
-            self.aloft_bytes -= bytes;
-            let outcome = match confirmation {
-                Ok(Confirmation::Ack(_)) => Ok(Reach::Unknown),
-                // A queue of several may have failed, and the others have it.
-                Ok(Confirmation::Nack(_)) => Err(Error::new(ErrorKind::Unavailable, "publish")
-                    .with_context("the broker could not keep it (nack)")
-                    .with_outcome_unknown()),
-                Ok(Confirmation::NotRequested) => {
-                    return Err(Error::new(ErrorKind::Malformed, "publish")
-                        .with_context("the channel stopped to confirm"));
-                }
-                Err(error) => {
-                    let subject = format!("exchange `{}`", self.exchange);
-                    return Err(refusal("publish", &subject, error));
-                }
-            };
-            let Some(batch) = self.batches.iter_mut().find(|batch| batch.outcomes.len() < batch.launched)
-            else {
-                return Err(
-                    Error::new(ErrorKind::Malformed, "publish").with_context("more confirms than frames")
-                );
-            };
-            batch.outcomes.push(outcome);
+    /// Frames of the window got their outcomes.
+    fn landed(&mut self, landed: Vec<Landed>) -> Result<()> {
+        self.aloft_bytes -= landed.iter().map(|(flight, _)| flight.bytes).sum::<usize>();
+        self.settle(landed)
+    }
+
+    fn settle(&mut self, landed: Vec<Landed>) -> Result<()> {
+        for (Flight { batch, place, .. }, confirmation) in landed {
+            self.settle_one(batch, place, confirmation)?;
         }
         self.finish();
         Ok(())
     }
 
-    /// Answers the oldest batches that are complete.
-    fn finish(&mut self) {
-        while self.batches.front().is_some_and(|batch| batch.outcomes.len() == batch.launched) {
-            let Some(InFlight { launched, kept_back, bytes, mut outcomes, done, .. }) =
-                self.batches.pop_front()
-            else {
-                return;
-            };
-            let (rest, error) = match kept_back {
-                Some((rest, error)) => (rest, Some(error)),
-                None => (0, None),
-            };
-            self.shared.batch_answered(bytes, launched + rest);
-            outcomes.extend(error.into_iter().flat_map(|error| std::iter::repeat_n(Err(error), rest)));
-            if let Some(done) = done {
-                let _ = done.send(outcomes);
+    /// Notes the outcome of one frame.
+    fn settle_one(
+        &mut self,
+        batch: u64,
+        place: usize,
+        confirmation: lapin::Result<Confirmation>,
+    ) -> Result<()> {
+        let outcome = match confirmation {
+            Ok(Confirmation::Ack(_)) => Ok(Reach::Unknown),
+            // A queue of several may have failed, and the others have it.
+            Ok(Confirmation::Nack(_)) => Err(Error::new(ErrorKind::Unavailable, "publish")
+                .with_context("the broker could not keep it (nack)")
+                .with_outcome_unknown()),
+            Ok(Confirmation::NotRequested) => {
+                return Err(Error::new(ErrorKind::Malformed, "publish")
+                    .with_context("the channel stopped to confirm"));
             }
+            Err(error) => {
+                let subject = format!("exchange `{}`", self.exchange);
+                return Err(refusal("publish", &subject, error));
+            }
+        };
+        let batch = usize::try_from(batch - self.first_batch).ok().and_then(|at| self.batches.get_mut(at));
+        let batch = batch.expect("a batch stays until none of its frames is under way");
+        batch.outcomes[place] = Some(outcome);
+        batch.miss_fewer(1);
+        Ok(())
+    }
+
+    /// Forgets the oldest batches that are complete.
+    fn finish(&mut self) {
+        while self.batches.front().is_some_and(|batch| batch.missing == 0) {
+            let Some(batch) = self.batches.pop_front() else { return };
+            self.first_batch += 1;
+            self.shared.batch_answered(batch.bytes, batch.frames());
         }
+    }
+
+    /// Looks behind the oldest flight when it lingers, for confirms come out of order then.
+    fn step_aside(&mut self, now: Instant) -> Result<()> {
+        let lingers = |flight: &Flight| now.saturating_duration_since(flight.launched) >= LINGERS;
+        let landed = land_any(&mut self.lingering);
+        self.settle(landed)?;
+        if self.flights.front().is_some_and(lingers) {
+            let mut flights = Vec::from(std::mem::take(&mut self.flights));
+            let landed = land_any(&mut flights);
+            let (aside, aloft): (Vec<_>, Vec<_>) = flights.into_iter().partition(lingers);
+            self.aloft_bytes -= aside.iter().map(|flight| flight.bytes).sum::<usize>();
+            self.lingering.extend(aside);
+            self.flights = aloft.into();
+            self.landed(landed)?;
+        }
+        Ok(())
     }
 
     fn on(&self, event: Option<Event>) -> Result<()> {
@@ -244,18 +273,8 @@ impl Publisher {
             let late = Error::new(ErrorKind::Timeout, "publish");
             blocked.clone().unwrap_or_else(|| late.with_context("the broker did not confirm in time"))
         };
-        for batch in &mut self.batches {
-            if now >= batch.deadline
-                && let Some(done) = batch.done.take()
-            {
-                let mut outcomes = std::mem::take(&mut batch.outcomes);
-                let answered = outcomes.len();
-                let total = batch.launched + batch.kept_back.as_ref().map_or(0, |(rest, _)| *rest);
-                outcomes.resize_with(total, || Err(late().with_outcome_unknown()));
-                let _ = done.send(outcomes);
-                // They are only counted from now on.
-                batch.outcomes = vec![Ok(Reach::Unknown); answered];
-            }
+        for batch in self.batches.iter_mut().filter(|batch| batch.done.is_some() && now >= batch.deadline) {
+            batch.answer(&late());
         }
         while self.queue.front().is_some_and(|batch| now >= batch.deadline) {
             let Some(batch) = self.queue.pop_front() else { return };
@@ -266,17 +285,12 @@ impl Publisher {
     /// Answers everything, because the link has ended with `error`.
     pub(super) fn end(&mut self, error: &Error) {
         self.keep_back(error);
-        for batch in std::mem::take(&mut self.batches) {
-            let InFlight { launched, kept_back, bytes, mut outcomes, done, .. } = batch;
-            outcomes.resize_with(launched, || Err(error.clone().with_outcome_unknown()));
-            let rest = kept_back.map_or(0, |(rest, _)| rest);
-            outcomes.resize_with(launched + rest, || Err(error.clone()));
-            self.shared.batch_answered(bytes, launched + rest);
-            if let Some(done) = done {
-                let _ = done.send(outcomes);
-            }
+        for mut batch in std::mem::take(&mut self.batches) {
+            batch.answer(error);
+            self.shared.batch_answered(batch.bytes, batch.frames());
         }
         self.flights.clear();
+        self.lingering.clear();
     }
 }
 
@@ -284,37 +298,4 @@ impl Publisher {
 pub(super) fn refuse(shared: &Shared, batch: Batch, error: &Error) {
     shared.batch_answered(batch.bytes, batch.frames.len());
     let _ = batch.done.send(vec![Err(error.clone()); batch.frames.len()]);
-}
-
-/// Launches a frame: lapin has it when this returns.
-fn fly(
-    channel: Arc<Channel>,
-    exchange: ShortString,
-    key: ShortString,
-    properties: BasicProperties,
-    frame: Bytes,
-) -> Flight {
-    let mut flight = Box::pin(async move {
-        let options = BasicPublishOptions::default();
-        channel.basic_publish(exchange, key, options, &frame, properties).await?.await
-    });
-    match flight.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(landed) => Box::pin(ready(landed)),
-        Poll::Pending => flight,
-    }
-}
-
-/// Takes the oldest frames that have landed; pending while the oldest one has not.
-fn land(
-    flights: &mut VecDeque<(Flight, usize)>,
-    cx: &mut Context<'_>,
-) -> Poll<Vec<(lapin::Result<Confirmation>, usize)>> {
-    let mut landed = Vec::new();
-    while let Some((flight, bytes)) = flights.front_mut()
-        && let Poll::Ready(confirmation) = flight.as_mut().poll(cx)
-    {
-        landed.push((confirmation, *bytes));
-        flights.pop_front();
-    }
-    if landed.is_empty() { Poll::Pending } else { Poll::Ready(landed) }
 }

@@ -8,7 +8,8 @@ use std::hash::{BuildHasher as _, Hasher as _};
 
 use backplane_core::{Attach, Error, ErrorKind, Result};
 use lapin::options::{
-    BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Consumer, ExchangeKind};
@@ -86,6 +87,12 @@ pub(super) async fn declare(channel: &Channel, config: &RabbitConfig, names: &Na
         .map_err(failed)?;
     channel.queue_declare(names.queue.clone(), options, queue).await.map_err(failed)?;
     Ok(())
+}
+
+/// Whether there is a message in a queue; it is taken.
+pub(super) async fn holds(channel: &Channel, queue: &ShortString) -> Result<bool> {
+    let got = channel.basic_get(queue.clone(), BasicGetOptions { no_ack: true }).await;
+    Ok(got.map_err(|error| refusal("connect", "read from the node's own queue", error))?.is_some())
 }
 
 /// Reads from a queue, on a channel of its own: acknowledging several frames would include whatever else was read there.

@@ -115,11 +115,11 @@ impl Socket {
         Ok((Self { stream, cable: cable.clone() }, cable))
     }
 
-    fn write_with(
+    fn write_with<T>(
         &mut self,
         cx: &mut Context<'_>,
-        write: impl FnOnce(&mut Transport, &mut Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+        write: impl FnOnce(&mut Transport, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         self.cable.writer.register(cx.waker());
         if self.cable.is_cut() {
             return Poll::Ready(Err(given_up()));
@@ -169,21 +169,18 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = self.get_mut().write_with(cx, |stream, cx| {
-            match stream {
-                Transport::Plain(stream) => Pin::new(stream).poll_flush(cx),
-                Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            }
-            .map_ok(|()| 0)
-        });
-        flushed.map_ok(|_| ())
+        self.get_mut().write_with(cx, |stream, cx| match stream {
+            Transport::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        })
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        // TLS wants to write here; a thread of lapin waits for it.
+        self.get_mut().write_with(cx, |stream, cx| match stream {
             Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        })
     }
 }
 

@@ -45,8 +45,9 @@ impl RabbitConfig {
             config.username = decoded("user", url.username())?;
         }
         match (url.username().is_empty(), url.password()) {
-            (_, Some(password)) => config.password = decoded("password", password)?,
+            (false, Some(password)) => config.password = decoded("password", password)?,
             (false, None) => return Err(invalid("a user needs a password")),
+            (true, Some(_)) => return Err(invalid("a password needs a user")),
             (true, None) => {}
         }
         let path = url.path().strip_prefix('/').unwrap_or(url.path());
@@ -71,6 +72,9 @@ fn split_hosts(text: &str) -> Result<(&str, Vec<&str>, String)> {
         Some(at) => authority.split_at(at + 1),
         None => ("", authority),
     };
+    if credentials.matches('@').count() > 1 {
+        return Err(invalid("user and password stand once, before all hosts; an `@` in them is written %40"));
+    }
     let hosts: Vec<&str> = hosts.split(',').collect();
     let one = format!("{scheme}://{credentials}{}{tail}", hosts[0]);
     Ok((scheme, hosts, one))
@@ -174,8 +178,12 @@ mod tests {
             ("amqp://localhost?exchange=amq.direct", "`amq.`"),
             ("amqp://localhost?message_ttl=10ms", "message_ttl"),
             ("amqp://localhost?max_frame=0", "max_frame"),
+            ("amqp://localhost?command_timeout=3600001ms", "command_timeout must be from 10 ms to 1 hour"),
             ("amqp://localhost/a/b", "%2F"),
             ("amqp://user@localhost", "needs a password"),
+            ("amqp://:hush@localhost", "needs a user"),
+            ("amqp://user:hush@one,user:hush@two", "once, before all hosts"),
+            ("amqp://user:hush@one,amqp://user:hush@two", "%2F"),
             ("amqp://localhost?ca=/x.pem", "amqps://"),
             ("amqps://localhost?ca=/no/such/file.pem", "/no/such/file.pem"),
             ("amqp://localhost#x", "%23"),
@@ -184,7 +192,7 @@ mod tests {
             ("localhost", "names no host"),
         ] {
             let error = refused(url);
-            assert!(error.contains(named), "{url}: {error}");
+            assert!(error.contains(named) && !error.contains("hush"), "{url}: {error}");
         }
         assert!(!refused("amqp://user:hush@host:port").contains("hush"));
     }

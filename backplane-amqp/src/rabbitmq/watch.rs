@@ -18,6 +18,9 @@ use super::shared::Shared;
 
 /// How much of the bound is left to tell the news.
 const SLACK: f64 = 0.05;
+/// How long a live broker is silent at most while nobody asks it anything: several of the shortest heartbeats that can be
+/// negotiated, of which it sends one each half second.
+const HEARTBEATS: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub(super) struct Watch {
@@ -89,13 +92,15 @@ impl Watch {
                 self.consuming.excused_until = self.consuming.excused_until.max(fair);
             }
             looked = now;
-            if self.shared.blocked("publish").is_some() {
-                // Neither side reads on it, so silence says nothing; the other connection leads to the same broker.
-                self.publishing.excused_until = now;
-            }
-            for watched in [&mut self.publishing, &mut self.consuming] {
+            // What is asked on a blocked connection is not even written. The broker's heartbeats go on, two each second or
+            // fewer.
+            let bounds = match self.shared.blocked("publish") {
+                Some(_) => [self.bound.max(HEARTBEATS), self.bound],
+                None => [self.bound; 2],
+            };
+            for (watched, bound) in [&mut self.publishing, &mut self.consuming].into_iter().zip(bounds) {
                 let silence = watched.silence(now);
-                if silence >= self.bound.mul_f64(1.0 - SLACK) {
+                if silence >= bound.mul_f64(1.0 - SLACK) {
                     return Err(watched.dead(silence));
                 }
                 if silence >= self.bound / 3 && watched.question.is_none() {

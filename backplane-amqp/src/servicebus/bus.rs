@@ -1,12 +1,12 @@
-//! The bus: opens links, and what their senders do.
+//! The bus: opens links.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use backplane_core::{
-    Attach, Bus, Capabilities, Error, ErrorKind, Limits, Link, LinkSender, Outgoing, Result, Topic,
-    TopicSyntax,
+    Attach, Bus, Capabilities, Error, ErrorKind, Limits, Link, Outgoing, Result, Topic, TopicSyntax,
 };
 use backplane_tls::Tls;
 use bytes::Bytes;
@@ -14,23 +14,23 @@ use fe2o3_amqp::link::receiver::CreditMode;
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::types::definitions::SenderSettleMode;
 use fe2o3_amqp::{Receiver, Sender};
-use futures::future::BoxFuture;
-use futures::{FutureExt as _, StreamExt as _};
-use tokio::sync::{mpsc, oneshot};
+use futures::StreamExt as _;
+use tokio::sync::mpsc;
 
 use super::config::{Credentials, Entities, ServiceBusConfig};
 use super::connection::{Connection, Endpoint};
-use super::filters::{Change, Filters, Interest, Rules};
+use super::filters::{Filters, Interest, Rules};
 use super::inbox::{Inbound, Inbox};
 use super::management::Management;
 use super::namespace::{Addresses, Namespace};
-use super::packing::{Pack, Unpack, packed_len};
+use super::packing::{Pack, Unpack};
 use super::publisher::{self, End, Packing};
 use super::receiver::{self, Credit};
 use super::refusal::{self, Sent};
 use super::renewal::Renewal;
-use super::shared::{Outcomes, Shared};
-use super::task::{LinkTask, MAX_QUESTIONS, Question};
+use super::sender::ServiceBusSender;
+use super::shared::Shared;
+use super::task::{LinkTask, MAX_QUESTIONS};
 use super::throttle::Throttle;
 use super::token::Signer;
 
@@ -42,6 +42,12 @@ const SECTIONS: usize = 512;
 const ANSWERS: usize = 65_536;
 /// ... and messages, or parts of them, to the receiver, besides what its own queue holds.
 const READ_AHEAD: usize = 64;
+/// The shortest idle time-out that all versions of Microsoft's own AMQP library take; what they refuse is no connection.
+/// Its clients ask for the same.
+const SHORTEST_IDLE: Duration = Duration::from_secs(60);
+/// RabbitMQ's plugin may say that it lives before it says `open`, which is no connection either, when that takes it half of
+/// the idle time-out. It takes a silent client for dead after twice that.
+const SHORTEST_IDLE_ELSEWHERE: Duration = Duration::from_secs(10);
 /// Changes of interest that wait for the rules.
 const MAX_CHANGES: usize = 1_024;
 
@@ -100,6 +106,10 @@ impl ServiceBus {
                 }
                 Credentials::Key { .. } | Credentials::Anonymous => SaslProfile::Anonymous,
             },
+            shortest_idle: match &config.entities {
+                Entities::Created | Entities::Provisioned { .. } => SHORTEST_IDLE,
+                Entities::Addresses { .. } => SHORTEST_IDLE_ELSEWHERE,
+            },
         };
         let namespace = Namespace::new(&config, management);
         Ok(Self { config, endpoint, signer, namespace, throttle: Arc::default() })
@@ -110,8 +120,10 @@ impl ServiceBus {
         self.throttle.check("connect")?;
         // Boxed: two handshakes make a large future.
         let opened = Box::pin(self.attempt(attach)).await;
-        if matches!(&opened, Err(error) if error.kind() == ErrorKind::Overloaded) {
-            self.throttle.busy();
+        if let Err(error) = &opened
+            && error.kind() == ErrorKind::Overloaded
+        {
+            self.throttle.busy(error);
         }
         opened
     }
@@ -141,7 +153,13 @@ impl ServiceBus {
             Filters::None => (None, None),
             filters => {
                 let session = receiving.session().await?;
-                let mut rules = Rules::new(filters, &addresses.receive_from, session, attach.heartbeat);
+                let mut rules = Rules::new(
+                    filters,
+                    &addresses.receive_from,
+                    session,
+                    self.throttle.clone(),
+                    attach.heartbeat,
+                );
                 let topics = [attach.topics, std::slice::from_ref(&probe.topic)].concat();
                 rules.start(&topics).await?;
                 let (changes, waiting) = mpsc::channel(MAX_CHANGES);
@@ -185,10 +203,12 @@ impl ServiceBus {
             sender: Arc::new(ServiceBusSender {
                 shared: shared.clone(),
                 interest,
+                throttle: self.throttle.clone(),
                 changes,
                 questions: asking,
                 max_frame,
                 room,
+                patience: attach.heartbeat,
                 server,
             }),
             inbound: Inbound::new(inbox, shared).boxed(),
@@ -304,142 +324,17 @@ impl Bus for ServiceBus {
     async fn connect(&self, attach: Attach<'_>) -> Result<Link> {
         let opened = tokio::time::timeout(attach.deadline, self.open(attach)).await;
         opened.unwrap_or_else(|_| {
+            let shared = match &self.config.entities {
+                Entities::Provisioned { subscription } => {
+                    format!("; does another node receive from the subscription `{subscription}`?")
+                }
+                Entities::Created | Entities::Addresses { .. } => String::new(),
+            };
             Err(Error::new(ErrorKind::Timeout, "connect").with_context(format!(
-                "{} did not let us in within {:?}",
+                "{} did not let us in within {:?}{shared}",
                 self.endpoint.name(),
                 attach.deadline
             )))
         })
-    }
-}
-
-/// The sending half of a link.
-struct ServiceBusSender {
-    shared: Arc<Shared>,
-    interest: Arc<Interest>,
-    /// Where changes of interest go, if the broker filters.
-    changes: Option<mpsc::Sender<Change>>,
-    /// Where one asks whether the way is open.
-    questions: mpsc::Sender<Question>,
-    max_frame: usize,
-    /// Most bytes of a message's body.
-    room: usize,
-    server: String,
-}
-
-impl fmt::Debug for ServiceBusSender {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServiceBusSender").field("server", &self.server).finish_non_exhaustive()
-    }
-}
-
-impl ServiceBusSender {
-    /// Why a frame cannot be sent.
-    fn refusal(&self, outgoing: &Outgoing) -> Option<Error> {
-        let frame = outgoing.frame.len();
-        let packed = packed_len(&outgoing.topic, &outgoing.frame);
-        if frame <= self.max_frame && packed < self.room {
-            return None;
-        }
-        Some(Error::new(ErrorKind::TooLarge, "publish").with_context(format!(
-            "a frame of {frame} bytes, {packed} with its topic; max_frame is {}",
-            self.max_frame
-        )))
-    }
-
-    /// Asks the broker for other rules. Whether it had to be asked.
-    async fn change(
-        &self,
-        subscribe: bool,
-        topics: &[Topic],
-        changes: &mpsc::Sender<Change>,
-    ) -> Result<bool> {
-        let operation = if subscribe { "subscribe" } else { "unsubscribe" };
-        let (done, changed) = oneshot::channel();
-        let change = Change { subscribe, topics: topics.to_vec(), done };
-        changes.try_send(change).map_err(|refused| self.refused(operation, &refused))?;
-        changed.await.unwrap_or_else(|_| Err(self.shared.ended(operation)))
-    }
-
-    /// Returns when the server has shown that it can still reach us.
-    async fn alive(&self) -> Result<()> {
-        let (done, answered) = oneshot::channel();
-        self.questions.try_send(done).map_err(|refused| self.refused("subscribe", &refused))?;
-        answered.await.unwrap_or_else(|_| Err(self.shared.ended("subscribe")))
-    }
-
-    fn refused<T>(&self, operation: &'static str, refused: &mpsc::error::TrySendError<T>) -> Error {
-        match refused {
-            mpsc::error::TrySendError::Full(_) => Error::new(ErrorKind::Overloaded, operation)
-                .with_context("too many changes wait for the broker"),
-            mpsc::error::TrySendError::Closed(_) => self.shared.ended(operation),
-        }
-    }
-}
-
-#[async_trait]
-impl LinkSender for ServiceBusSender {
-    fn publish(&self, mut batch: Vec<Outgoing>) -> BoxFuture<'static, Outcomes> {
-        // Refused frames keep their place among the outcomes; the others go.
-        let mut refused = Vec::new();
-        if batch.iter().any(|outgoing| self.refusal(outgoing).is_some()) {
-            let mut place = 0;
-            batch.retain(|outgoing| {
-                let refusal = self.refusal(outgoing);
-                let fits = refusal.is_none();
-                refused.extend(refusal.map(|error| (place, error)));
-                place += 1;
-                fits
-            });
-        }
-        let frames = batch.len();
-        let accepted = if frames == 0 { None } else { Some(self.shared.publish(batch)) };
-        let shared = self.shared.clone();
-        async move {
-            let mut outcomes = match accepted {
-                None => Vec::new(),
-                Some(Ok(outcomes)) => {
-                    outcomes.await.unwrap_or_else(|_| vec![Err(shared.ended("publish")); frames])
-                }
-                Some(Err(error)) => vec![Err(error); frames],
-            };
-            for (place, error) in refused {
-                outcomes.insert(place, Err(error));
-            }
-            outcomes
-        }
-        .boxed()
-    }
-
-    async fn subscribe(&self, topics: &[Topic]) -> Result<()> {
-        self.shared.admit("subscribe")?;
-        let asked = match &self.changes {
-            Some(changes) => self.change(true, topics, changes).await?,
-            // Every message comes to us anyway.
-            None => {
-                self.interest.add(topics);
-                false
-            }
-        };
-        if asked { Ok(()) } else { self.alive().await }
-    }
-
-    async fn unsubscribe(&self, topics: &[Topic]) -> Result<()> {
-        self.shared.admit("unsubscribe")?;
-        match &self.changes {
-            Some(changes) => self.change(false, topics, changes).await.map(drop),
-            None => {
-                self.interest.remove(topics);
-                Ok(())
-            }
-        }
-    }
-
-    async fn close(&self) -> Result<()> {
-        match self.shared.close() {
-            // Gone without a word: it has ended, and the connections with it.
-            Some(closed) => closed.await.unwrap_or(Ok(())),
-            None => Ok(()),
-        }
     }
 }

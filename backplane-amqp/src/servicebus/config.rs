@@ -155,7 +155,12 @@ impl ServiceBusConfig {
         if self.host.is_empty() {
             return Err(invalid("the host is missing"));
         }
-        check_name("topic", &self.topic, 260)?;
+        check_name("topic", &self.topic, 260, ".-_/")?;
+        if let Credentials::Key { name, key } = &self.credentials
+            && name.chars().chain(key.chars()).any(char::is_whitespace)
+        {
+            return Err(invalid("the shared access key holds a space; in a URL a `+` is written %2B"));
+        }
         if !(Duration::from_secs(1)..=day).contains(&self.ttl) {
             return Err(invalid("`ttl` must be 1 s to 1 day"));
         }
@@ -191,7 +196,7 @@ impl ServiceBusConfig {
             Entities::Created if !matches!(self.credentials, Credentials::Key { .. }) => {
                 Err(invalid("entities are created with a shared access key; give one, or `create=false`"))
             }
-            Entities::Provisioned { subscription } => check_name("subscription", subscription, 50),
+            Entities::Provisioned { subscription } => check_name("subscription", subscription, 50, ".-_"),
             Entities::Addresses { publish_to, receive_from }
                 if publish_to.is_empty() || receive_from.is_empty() =>
             {
@@ -202,14 +207,14 @@ impl ServiceBusConfig {
     }
 }
 
-fn check_name(what: &str, name: &str, most: usize) -> Result<()> {
+fn check_name(what: &str, name: &str, most: usize, others: &str) -> Result<()> {
     let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = name.as_bytes();
-    let inside = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-_/".contains(byte));
+    let inside = bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || others.as_bytes().contains(byte));
     if edge(bytes.first()) && edge(bytes.last()) && inside && bytes.len() <= most {
         return Ok(());
     }
     Err(invalid(format!(
-        "`{what}` must be 1 to {most} letters, digits, `.`, `-`, `_` and `/`, with a letter or digit at each end"
+        "`{what}` must be 1 to {most} letters, digits and any of `{others}`, with a letter or digit at each end"
     )))
 }

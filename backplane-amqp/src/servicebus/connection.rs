@@ -31,6 +31,8 @@ pub(super) struct Endpoint {
     pub(super) port: u16,
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
     pub(super) sasl: SaslProfile,
+    /// The shortest idle time-out that may be asked for.
+    pub(super) shortest_idle: Duration,
 }
 
 impl Endpoint {
@@ -98,7 +100,8 @@ impl<S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin> Stream for S {}
 impl Connection {
     /// Opens one, with a session.
     ///
-    /// The peer is asked to say something twice within `heartbeat`. `ahead` bounds what is read before somebody takes it.
+    /// The peer is asked to say something twice within `heartbeat`, or as often as it is willing to. `ahead` bounds what is
+    /// read before somebody takes it.
     pub(super) async fn open(
         endpoint: &Endpoint,
         name: &str,
@@ -108,7 +111,9 @@ impl Connection {
         let stream = dial(&endpoint.host, endpoint.port, endpoint.tls.as_ref()).await?;
         let line = LineState::new();
         let cut = Cut(line.clone());
-        let idle = u32::try_from(heartbeat.as_millis()).unwrap_or(u32::MAX);
+        // The engine tells the peer half of it.
+        let idle = heartbeat.max(2 * endpoint.shortest_idle);
+        let idle = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
         let mut handle = Protocol::builder()
             .container_id(name)
             .hostname(endpoint.host.as_str())

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::request::{Answer, Request, RequestLink};
+use super::throttle::Throttle;
 
 /// What the broker filters by, on a subscription of Service Bus. Every node of an application must use the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +110,9 @@ pub(super) struct Rules {
     opened: u64,
     topics: HashSet<Topic>,
     keys: HashMap<Key, usize>,
+    /// Rules that the broker could not yet be made to remove.
+    unwanted: HashSet<Key>,
+    throttle: Arc<Throttle>,
     patience: Duration,
 }
 
@@ -118,6 +122,7 @@ impl Rules {
         filters: Filters,
         address: &str,
         session: SessionHandle<()>,
+        throttle: Arc<Throttle>,
         patience: Duration,
     ) -> Self {
         Self {
@@ -128,6 +133,8 @@ impl Rules {
             opened: 0,
             topics: HashSet::new(),
             keys: HashMap::new(),
+            unwanted: HashSet::new(),
+            throttle,
             patience,
         }
     }
@@ -176,6 +183,7 @@ impl Rules {
         for topic in new {
             if let Some(key) = self.filters.key(topic) {
                 *self.keys.entry(key).or_insert(0) += 1;
+                self.unwanted.remove(&key);
             }
             self.topics.insert(topic.clone());
         }
@@ -184,7 +192,6 @@ impl Rules {
 
     /// Whether the broker was asked.
     async fn unsubscribe(&mut self, topics: &[Topic]) -> Result<bool> {
-        let mut unused = Vec::new();
         for topic in topics {
             if !self.topics.remove(topic) {
                 continue;
@@ -194,13 +201,14 @@ impl Rules {
                 *count -= 1;
                 if *count == 0 {
                     self.keys.remove(&key);
-                    unused.push(key);
+                    self.unwanted.insert(key);
                 }
             }
         }
-        let removals: Vec<_> = unused.into_iter().map(|key| removal(key.to_string())).collect();
+        let removals: Vec<_> = self.unwanted.iter().map(|key| removal(key.to_string())).collect();
         let asked = !removals.is_empty();
         settle(self.ask(removals).await?, &[404])?;
+        self.unwanted.clear();
         Ok(asked)
     }
 
@@ -209,6 +217,7 @@ impl Rules {
             return Ok(Vec::new());
         }
         const OPERATION: &str = "subscribe";
+        self.throttle.check(OPERATION)?;
         let patience = self.patience;
         let asking = async {
             let rested = self.link.take().filter(|(_, used)| used.elapsed() < REST);
@@ -221,6 +230,9 @@ impl Rules {
                 }
             };
             let answers = link.calls(OPERATION, requests).await?;
+            if let Some(error) = answers.iter().find_map(|answer| answer.overload(OPERATION)) {
+                self.throttle.busy(&error);
+            }
             // Kept only after everything went well: a call that failed half-way leaves answers behind.
             self.link = Some((link, Instant::now()));
             Ok(answers)

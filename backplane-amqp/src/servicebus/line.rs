@@ -167,6 +167,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Line<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.state.check(cx)?;
         if self.out.len() >= WRITE && self.poll_out(cx)?.is_pending() && self.out.len() >= MAX_WAITING {
+            // The engine does not read meanwhile.
+            self.state.note_waiting();
             return Poll::Pending;
         }
         self.out.extend_from_slice(bytes);
@@ -215,6 +217,19 @@ mod tests {
         );
         answered.unwrap();
         assert_eq!((arrived, &answer), (50, b"ok"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_keeps_us_waiting_too() {
+        let (near, _far) = duplex(1 << 10);
+        let state = LineState::new();
+        let mut line = Line::new(near, state.clone());
+        let bytes = vec![0; 2 * MAX_WAITING];
+        line.write_all(&bytes).await.unwrap();
+        let mut writing = Box::pin(line.write_all(&bytes));
+        assert!(futures::poll!(&mut writing).is_pending());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(state.silence(), Duration::from_secs(2));
     }
 
     #[tokio::test]

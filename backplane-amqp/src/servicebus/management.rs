@@ -98,6 +98,13 @@ impl Management {
         self.request(Method::DELETE, &subscription_path(topic, subscription), None).await
     }
 
+    /// Host and port, as a request names them.
+    fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let default = if self.tls.is_some() { 443 } else { 80 };
+        if self.port == default { host } else { format!("{host}:{}", self.port) }
+    }
+
     async fn request(&self, method: Method, path: &str, body: Option<String>) -> Result<Done> {
         let broken = |error: hyper::Error| {
             Error::new(ErrorKind::Unavailable, "connect")
@@ -109,7 +116,7 @@ impl Management {
         let request = Request::builder()
             .method(method.clone())
             .uri(format!("/{path}?api-version={API_VERSION}"))
-            .header(HOST, self.host.as_str())
+            .header(HOST, self.authority())
             .header(AUTHORIZATION, token.text)
             .header(CONTENT_TYPE, "application/atom+xml;type=entry;charset=utf-8")
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
@@ -140,19 +147,23 @@ impl Management {
 
 /// What a status means.
 fn judge(method: &Method, status: StatusCode, body: &[u8]) -> Result<Done> {
+    let text = String::from_utf8_lossy(body);
     let kind = match status {
         StatusCode::NOT_FOUND | StatusCode::GONE if method == Method::DELETE => return Ok(Done::Already),
         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(Done::Missing),
         // Somebody else made it first, or is making it now.
         StatusCode::CONFLICT if method == Method::PUT => return Ok(Done::Already),
         status if status.is_success() => return Ok(Done::Now),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ErrorKind::Denied,
+        StatusCode::UNAUTHORIZED => ErrorKind::Denied,
+        // As Microsoft's own clients read it: what the entity does not allow, or else a quota that is used up, such as
+        // that of 2,000 subscriptions.
+        StatusCode::FORBIDDEN if text.contains("SubCode=40301") => ErrorKind::InvalidConfig,
+        StatusCode::FORBIDDEN => ErrorKind::Overloaded,
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => ErrorKind::Overloaded,
         StatusCode::BAD_REQUEST => ErrorKind::InvalidConfig,
         StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => ErrorKind::Timeout,
         _ => ErrorKind::Unavailable,
     };
-    let text = String::from_utf8_lossy(body);
     let detail = element(&text, "Detail").unwrap_or("no detail");
     Err(Error::new(kind, "connect")
         .with_context(format!("the management interface answered {}: {detail}", status.as_u16())))
@@ -203,7 +214,7 @@ mod tests {
         assert_eq!(of(Method::DELETE, 404).unwrap(), Done::Already);
         for (status, kind) in [
             (401, ErrorKind::Denied),
-            (403, ErrorKind::Denied),
+            (403, ErrorKind::Overloaded),
             (429, ErrorKind::Overloaded),
             (503, ErrorKind::Overloaded),
             (400, ErrorKind::InvalidConfig),
@@ -213,6 +224,24 @@ mod tests {
             assert_eq!(error.kind(), kind, "{status}");
             assert!(error.to_string().contains("why"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_forbidden_is_a_quota_unless_it_says_otherwise() {
+        let told = |text: &str| judge(&Method::PUT, StatusCode::FORBIDDEN, text.as_bytes()).unwrap_err();
+        let quota = told("<Detail>SubCode=40300. The maximum number of subscriptions was reached.</Detail>");
+        assert_eq!(quota.kind(), ErrorKind::Overloaded, "{quota}");
+        let invalid = told("<Detail>SubCode=40301. Not on this entity.</Detail>");
+        assert_eq!(invalid.kind(), ErrorKind::InvalidConfig, "{invalid}");
+    }
+
+    #[test]
+    fn a_request_names_host_and_port() {
+        let of =
+            |host: &str, port| Management::new(host, port, None, Signer::new("a", "b"), host).authority();
+        assert_eq!(of("localhost", 5300), "localhost:5300");
+        assert_eq!(of("localhost", 80), "localhost");
+        assert_eq!(of("::1", 5300), "[::1]:5300");
     }
 
     #[test]

@@ -24,9 +24,11 @@
 //! - **Topics** are any bytes: they travel inside messages. Frames that are ready share a message of up to
 //!   [`ServiceBusConfig::pack`] bytes, since Service Bus counts and throttles messages.
 //! - **A subscription** is confirmed when the server, asked after the call, has said something on the receiving connection;
-//!   with [`Filters`], when it changed the rules. A link opens only after a message to itself came back.
-//! - **A dead or frozen server** ends the link within the heartbeat bound. The idle time-out of AMQP is asked for; a
-//!   connection that was silent for half the bound is probed by a message to ourselves.
+//!   with [`Filters`], when it changed the rules. What was sent just before it may arrive too. A link opens only after a message
+//!   to itself came back.
+//! - **A dead or frozen server** ends the link within the heartbeat bound. The idle time-out of AMQP is asked for (10 s or
+//!   more, of Service Bus a minute, since it refuses less); a connection that was silent for 0.4 of the bound is probed by a message
+//!   to ourselves.
 //! - **Memory is bounded.** While more than [`ServiceBusConfig::max_undelivered`] waits for whoever polls `inbound`, nothing
 //!   is received; up to [`ServiceBusConfig::prefetch`] messages then wait in the protocol engine, fewer where they are large.
 //!   The rest waits in the subscription, until its `ttl` is over: what is then dropped shows as a Gap by the router's numbers.
@@ -37,18 +39,22 @@
 //! # What it costs and what it cannot
 //! - **A restart of the server** ends every link; the next one has a new subscription, and what was published in between is
 //!   a Gap.
-//! - **Throttling** (`server-busy`) is [`Overloaded`](backplane_core::ErrorKind::Overloaded): nothing is sent for 250 ms, then
-//!   for twice as long each time up to 4 s; meanwhile everything is refused at once.
+//! - **Throttling** (`server-busy`) is [`Overloaded`](backplane_core::ErrorKind::Overloaded): nothing is sent for as long as
+//!   the server says (1 to 60 s; 10 s if it says nothing, as Microsoft's clients do). Meanwhile everything is refused at
+//!   once, the node's health says why, and receiving and, without filters, joining go on. A server that dies within the
+//!   pause is noticed after it. Nodes that are not throttled take one that is silent for longer than 3 beats for gone.
 //! - **An entity that was deleted** ends the links; the next attempt makes it anew. Refused credentials are
 //!   [`Denied`](backplane_core::ErrorKind::Denied), stand in the node's health, and are tried on.
 //! - **Tokens** are renewed after three quarters of their life. A renewal that is refused ends the link.
-//! - **Idle links** are detached by Service Bus after 10 minutes. A node's beat goes through both links every 3 s.
+//! - **Idle links** are detached by Service Bus after 10 minutes, idle subscriptions deleted. A node's beat goes through both
+//!   links every 3 s; without beats (`aspnetcore`) the probes do.
 //! - Each message costs one operation, and one more for each node that receives it.
 //!
 //! # Permissions
 //! The policy needs the claims *Send* and *Listen*, and *Manage* to create entities. With `create=false` topic and
 //! subscription are provided: one subscription for each node, without filter, with a time to live of a minute; what waited
-//! in it before a link is left out.
+//! in it before a link is left out. A connection that broke without a word may receive from it for some more minutes, until
+//! Service Bus notices: what goes there is a Gap, and a link may need several attempts.
 //!
 //! # Filters
 //! The default is none. A rule for each topic would make each join a command to the broker, allow only frames of one topic
@@ -62,6 +68,9 @@
 //! ```text
 //! rabbitmqctl set_policy backplane '^amq\.gen-' '{"expires":30000,"message-ttl":60000}' --apply-to queues
 //! ```
+//! Its alarm for memory does not stop the plugin of 3.10: frames go on being accepted. Where a broker stops reading
+//! from us instead, publishes end in a Timeout, and the link within the heartbeat bound once the broker is silent too.
+//!
 //! The user needs the permissions of such a queue: configure and write on `amq.gen-*`, read on it and on `amq.topic`, write
 //! on `amq.topic`.
 //!
@@ -95,7 +104,7 @@
 //! and detached links run against a peer inside the test process that does what Azure documents. **Not tested**, because
 //! only Azure has it: whether its namespaces accept the tokens, Atom entries and rules as documented; its real limits, quotas
 //! and throttling; latency of the tiers; how long after its creation a subscription receives (a message to ourselves is
-//! awaited); AutoDeleteOnIdle itself; idle time-outs below a minute; geo-recovery; the emulator.
+//! awaited); AutoDeleteOnIdle itself; geo-recovery; the emulator.
 //!
 //! # How it is built
 //! The protocol is `fe2o3-amqp`'s, over streams of ours that join its small writes and can be cut: the crate has neither
@@ -116,6 +125,7 @@ mod receiver;
 mod refusal;
 mod renewal;
 mod request;
+mod sender;
 mod shared;
 mod task;
 mod throttle;

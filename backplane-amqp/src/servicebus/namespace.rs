@@ -1,5 +1,6 @@
 //! Our entities at the server: made before a link opens, deleted after it ended, made again when somebody took them.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +30,7 @@ pub(super) struct Namespace {
     management: Option<Management>,
     /// Whether the topic was seen.
     topic_there: AtomicBool,
-    left: Mutex<Vec<String>>,
+    left: Mutex<VecDeque<String>>,
 }
 
 /// What a link uses.
@@ -77,7 +78,9 @@ impl Namespace {
             }),
             Entities::Provisioned { subscription } => Ok(self.addresses(subscription, None)),
             Entities::Created => {
-                let lease = self.create(attach).await?;
+                // A link that cannot be opened leaves one behind with each attempt: no attempt makes more than it takes away.
+                let (lease, ()) = tokio::join!(self.create(attach), self.sweep_one());
+                let lease = lease?;
                 let subscription = lease.subscription.clone().unwrap_or_default();
                 Ok(self.addresses(&subscription, Some(lease)))
             }
@@ -137,36 +140,47 @@ impl Namespace {
     }
 
     /// Deletes what earlier links left behind.
-    pub(super) async fn sweep(&self) {
-        let left = std::mem::take(&mut *self.left.lock());
-        for subscription in left {
-            self.delete(subscription).await;
+    pub(super) async fn sweep(self: &Arc<Self>) {
+        let left = self.left.lock().len();
+        for _ in 0..left {
+            self.sweep_one().await;
         }
     }
 
-    async fn delete(&self, subscription: String) {
-        let Some(management) = &self.management else { return };
-        let deleted = timeout(DELETION, management.delete_subscription(&self.topic, &subscription)).await;
-        if !matches!(deleted, Ok(Ok(_))) {
-            tracing::debug!(subscription, "not deleted; it deletes itself when it is idle");
-            self.leave(subscription);
+    async fn sweep_one(self: &Arc<Self>) {
+        let oldest = self.left.lock().pop_front();
+        if oldest.is_some() {
+            Lease { namespace: self.clone(), subscription: oldest }.release().await;
         }
+    }
+
+    /// Whether it is not there any more.
+    async fn delete(&self, subscription: &str) -> bool {
+        let Some(management) = &self.management else { return true };
+        let deleted = timeout(DELETION, management.delete_subscription(&self.topic, subscription)).await;
+        let deleted = matches!(deleted, Ok(Ok(_)));
+        if !deleted {
+            tracing::debug!(subscription, "not deleted; it deletes itself when it is idle");
+        }
+        deleted
     }
 
     fn leave(&self, subscription: String) {
         let mut left = self.left.lock();
         if left.len() >= MAX_LEFT {
-            left.remove(0);
+            left.pop_front();
         }
-        left.push(subscription);
+        left.push_back(subscription);
     }
 }
 
 impl Lease {
-    /// Deletes the subscription.
+    /// Deletes the subscription. Where that fails, or is dropped half-way, it is left for later.
     pub(super) async fn release(mut self) {
-        if let Some(subscription) = self.subscription.take() {
-            self.namespace.delete(subscription).await;
+        if let Some(subscription) = &self.subscription
+            && self.namespace.delete(subscription).await
+        {
+            self.subscription = None;
         }
     }
 }

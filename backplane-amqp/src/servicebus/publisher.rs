@@ -184,15 +184,14 @@ async fn settle(shared: &Shared, throttle: &Throttle, mut items: mpsc::Receiver<
                 let outcome = match outcome {
                     Pending::Refused(error) => Err(error),
                     Pending::Open(outcome) => match decided(outcome, deadline).await {
-                        Ok(outcome) => outcome,
+                        Ok(outcome) => outcome.inspect_err(|error| {
+                            if error.kind() == ErrorKind::Overloaded {
+                                throttle.busy(error);
+                            }
+                        }),
                         Err(end) => return end,
                     },
                 };
-                match &outcome {
-                    Ok(()) => throttle.calm(),
-                    Err(error) if error.kind() == ErrorKind::Overloaded => throttle.busy(),
-                    Err(_) => {}
-                }
                 let outcome = outcome.map(|()| Reach::Unknown);
                 outcomes.extend(std::iter::repeat_n(outcome, frames));
             }

@@ -38,6 +38,11 @@ impl Answer {
         Err(Error::new(kind, operation)
             .with_context(format!("the server answered {}: {}", self.status, self.description)))
     }
+
+    /// The error, when the server is busy.
+    pub(super) fn overload(&self, operation: &'static str) -> Option<Error> {
+        self.clone().into_result(operation).err().filter(|error| error.kind() == ErrorKind::Overloaded)
+    }
 }
 
 /// A request: what it asks for, and its body.

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::connection::Connection;
 use super::filters::{Change, Interest, Rules};
@@ -86,8 +86,8 @@ impl LinkTask {
                 FuturesUnordered::new();
             all.push(publish.map(Err).boxed());
             all.push(receive.map(Err).boxed());
-            all.push(watch(&mut publishing, heartbeat, none, probe).map(Err).boxed());
-            all.push(watch(&mut receiving, heartbeat, self.questions, probe).map(Err).boxed());
+            all.push(watch(&mut publishing, heartbeat, &throttle, none, probe).map(Err).boxed());
+            all.push(watch(&mut receiving, heartbeat, &throttle, self.questions, probe).map(Err).boxed());
             all.push(shared.leave().map(Ok).boxed());
             all.push(renew.map(Err).boxed());
             all.push(rule.boxed());
@@ -106,7 +106,7 @@ impl LinkTask {
                     namespace.is_gone();
                 }
                 if error.kind() == ErrorKind::Overloaded {
-                    throttle.busy();
+                    throttle.busy(error);
                 }
                 inbox.end(Err(error.clone()));
             }
@@ -126,23 +126,33 @@ impl LinkTask {
 
 /// Returns when a connection is dead: it ended, or was silent for too long, though it was asked.
 ///
-/// Servers say something now and then when they are asked to (the idle time-out of AMQP), though not all of them for
-/// short times, and the beats of a node go through both connections. Only where all that is missing we probe.
+/// Servers say something now and then when they are asked to (the idle time-out of AMQP), though Service Bus not more
+/// often than each minute, and the beats of a node go through both connections. Only where all that is missing we probe.
+///
+/// While a busy server is left alone we cannot probe: silence counts from the end of that pause on.
 async fn watch(
     connection: &mut Connection,
     heartbeat: Duration,
+    throttle: &Throttle,
     mut questions: mpsc::Receiver<Question>,
     probe: impl Fn(),
 ) -> End {
-    let (ask, dead) = (heartbeat / 2, heartbeat.mul_f64(0.9));
+    // Beats come after 0.3 of the bound. Whoever is asked has half of it to answer.
+    let (ask, dead, last_look) = (heartbeat.mul_f64(0.4), heartbeat.mul_f64(0.9), heartbeat.mul_f64(0.05));
     let line = connection.line();
     let mut asked: Vec<Question> = Vec::new();
     let mut probed = false;
     let mut open = true;
     loop {
         let heard = line.heard();
-        let silence = line.silence();
+        let calm = throttle.calm_for();
+        let silence = line.silence().min(calm);
+        probed &= !calm.is_zero();
         if silence >= dead {
+            // Perhaps it was us who did not look: what came meanwhile is read within a moment.
+            if timeout(last_look, line.heard_after(heard)).await.is_ok() {
+                continue;
+            }
             let error = Error::new(ErrorKind::Unavailable, "receive")
                 .with_context(format!("nothing was heard from the server for {silence:?}"));
             return (error, false);
@@ -154,6 +164,7 @@ async fn watch(
         let wait = match (probed, asked.is_empty()) {
             (true, _) => dead - silence,
             (false, true) => ask - silence,
+            (false, false) if calm.is_zero() => ask,
             (false, false) => NATURAL.min(ask - silence),
         };
         tokio::select! {

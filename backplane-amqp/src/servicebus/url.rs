@@ -191,6 +191,7 @@ fn from_connection_string(text: &str) -> Result<ServiceBusConfig> {
     for pair in text.split(';').map(str::trim).filter(|pair| !pair.is_empty()) {
         let (given, value) =
             pair.split_once('=').ok_or_else(|| invalid("the connection string has a part without `=`"))?;
+        let value = value.trim();
         let Some(known) = KEYS.iter().find(|known| known.eq_ignore_ascii_case(given.trim())) else {
             // The name may be part of a key with a `;` in it: it is not shown.
             return Err(invalid(format!(
@@ -221,6 +222,14 @@ fn from_connection_string(text: &str) -> Result<ServiceBusConfig> {
         Url::parse(endpoint).map_err(|error| invalid("`Endpoint` cannot be read").with_source(error))?;
     if url.scheme() != "sb" {
         return Err(invalid("`Endpoint` begins with sb://"));
+    }
+    let bare = matches!(url.path(), "" | "/")
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    if !bare {
+        return Err(invalid("`Endpoint` is sb://host[:port]/ and nothing else"));
     }
     config.host = host_of(&url)?;
     config.port = url.port();
@@ -321,6 +330,10 @@ mod tests {
             ("Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey=s3cret;Timeout=3", "EntityPath"),
             ("Endpoint=sb://h;SharedAccessKeyName=a", "SharedAccessKey"),
             ("SharedAccessKeyName=a;SharedAccessKey=s3cret", "Endpoint"),
+            ("Endpoint=sb://h/path;SharedAccessKeyName=a;SharedAccessKey=s3cret", "nothing else"),
+            ("Endpoint=sb://a:s3cret@h;SharedAccessKeyName=a;SharedAccessKey=s3cret", "nothing else"),
+            ("servicebus://h?sas_name=a&sas_key=s3cret+x=", "%2B"),
+            ("servicebus://a:s3cret@h?create=false&subscription=a/b", "subscription"),
             ("Endpoint=https://h;SharedAccessKeyName=a;SharedAccessKey=s3cret", "sb://"),
             ("Endpoint=sb://h;Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey=s3cret", "twice"),
         ] {
@@ -342,10 +355,13 @@ mod tests {
         assert!(!config.plain && config.management.is_none());
 
         let emulator = ServiceBusConfig::from_url(
-            "endpoint=sb://localhost:5673;SharedAccessKeyName=Root;SharedAccessKey=KEY;UseDevelopmentEmulator=true;",
+            "UseDevelopmentEmulator=True ; sharedaccesskey = KEY= ;SharedAccessKeyName= Root;endpoint = sb://localhost:5673;",
         )
         .unwrap();
         assert_eq!((emulator.plain, emulator.port), (true, Some(5673)));
+        assert!(
+            matches!(&emulator.credentials, Credentials::Key { name, key } if name == "Root" && key == "KEY=")
+        );
         assert_eq!(emulator.management.unwrap().port, 5300);
     }
 }

@@ -23,8 +23,12 @@ async fn strangers_and_wrong_hosts_are_refused_typed() {
     let declare = "rabbit_exchange:declare({resource,<<\"/\">>,exchange,<<\"fan\">>}, fanout, true, false, false, [], \
                    <<\"suite\">>).";
     broker.eval(declare).await.unwrap();
-    let error = refused(&format!("{}?exchange=fan", broker.url())).await;
-    assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+    // It would bring each frame to everybody, and to the queues that tell of losses.
+    for create in [true, false] {
+        let error = refused(&format!("{}?exchange=fan&create={create}", broker.url())).await;
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+        assert!(error.to_string().contains("`fan`"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -7,14 +7,17 @@ use async_trait::async_trait;
 use backplane_amqp::{RabbitBus, RabbitConfig};
 use backplane_conformance::broker::{Broker as _, RabbitMq, RabbitMqHoldings, RabbitMqOptions};
 use backplane_conformance::proxy::FaultProxy;
-use backplane_conformance::{Faults, Harness};
+use backplane_conformance::{Faults, Harness, bound};
 use backplane_core::{Attach, Bus, Delivery, Error, Link, NodeId, Outgoing, Reach, Result, Topic};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 /// No test waits longer than this for anything.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) fn deadline() -> Duration {
+    bound(Duration::from_secs(30))
+}
+
 /// The heartbeat bound of tests that provoke faults.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
 
@@ -82,7 +85,7 @@ pub(crate) fn attach(topics: &[Topic]) -> Attach<'_> {
         attempt: 1,
         topics,
         resume: None,
-        deadline: Duration::from_secs(10),
+        deadline: bound(Duration::from_secs(10)),
         heartbeat: HEARTBEAT,
     }
 }
@@ -108,12 +111,12 @@ pub(crate) fn topic(name: &str) -> Topic {
 
 /// Awaits what has no deadline of its own.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("never: {what}"))
+    tokio::time::timeout(deadline(), future).await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 
 /// Publishes one frame.
 pub(crate) async fn publish(link: &Link, topic: &Topic, frame: impl Into<Bytes>) -> Result<Reach> {
-    let mut outcomes = tokio::time::timeout(DEADLINE, link.sender.publish(vec![outgoing(topic, frame)]))
+    let mut outcomes = tokio::time::timeout(deadline(), link.sender.publish(vec![outgoing(topic, frame)]))
         .await
         .expect("an outcome in time");
     assert_eq!(outcomes.len(), 1);
@@ -121,7 +124,7 @@ pub(crate) async fn publish(link: &Link, topic: &Topic, frame: impl Into<Bytes>)
 }
 
 pub(crate) async fn next(link: &mut Link) -> Delivery {
-    tokio::time::timeout(DEADLINE, link.inbound.next())
+    tokio::time::timeout(deadline(), link.inbound.next())
         .await
         .expect("a delivery in time")
         .expect("the link lives")
@@ -147,7 +150,7 @@ pub(crate) async fn end(link: &mut Link) -> Option<Error> {
             }
         }
     };
-    let last = tokio::time::timeout(DEADLINE, last).await.expect("the link ends in time");
+    let last = tokio::time::timeout(deadline(), last).await.expect("the link ends in time");
     assert!(link.inbound.next().await.is_none(), "nothing follows the end");
     last
 }
@@ -164,6 +167,7 @@ pub(crate) async fn until(
         if condition(&holdings) {
             return start.elapsed();
         }
-        assert!(start.elapsed() < DEADLINE * 2, "never: {what}; the broker holds {holdings:?}");
+        assert!(start.elapsed() < deadline() * 2, "never: {what}; the broker holds {holdings:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -3,6 +3,7 @@
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use backplane_conformance::bound;
 use backplane_conformance::broker::Broker as _;
 use backplane_conformance::proxy::FaultProxy;
 use backplane_core::{Attach, Bus as _, Delivery, ErrorKind, LossReason, Topic};
@@ -115,7 +116,7 @@ async fn a_queue_deleted_by_an_operator_ends_its_link() {
             != Err(ErrorKind::Closed)
         {}
     };
-    tokio::time::timeout(DEADLINE, closed).await.expect("its sender is closed");
+    tokio::time::timeout(deadline(), closed).await.expect("its sender is closed");
 }
 
 #[tokio::test]
@@ -150,18 +151,43 @@ async fn a_binding_outlives_the_interest_in_it_for_a_while() {
     link.sender.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn many_topics_are_bound_in_a_pipeline_and_a_channel_is_replaced_in_time() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_topics_are_bound_in_a_pipeline_and_deliveries_do_not_wait_for_them() {
     let Some((broker, _turn)) = rough().await else { return };
-    let link =
-        connect(&bus(&format!("{}?unbind_after=0ms&command_timeout=30000ms", broker.url())), &[]).await;
+    let bus = bus(&format!("{}?unbind_after=0ms&command_timeout=30000ms", broker.url()));
+    let ping = topic("ping");
+    let mut link = connect(&bus, std::slice::from_ref(&ping)).await;
+    let writer = connect(&bus, &[]).await;
+    let sender = link.sender.clone();
     let topics: Vec<Topic> = (0..2_000).map(|number| topic(&format!("room{number}"))).collect();
-    let start = Instant::now();
-    link.sender.subscribe(&topics).await.unwrap();
-    println!("2,000 topics bound in {:?}", start.elapsed());
-    let start = Instant::now();
-    link.sender.unsubscribe(&topics).await.unwrap();
-    println!("and unbound in {:?}", start.elapsed());
+    for verb in ["bound", "unbound"] {
+        let start = Instant::now();
+        let changed = async {
+            match verb {
+                "bound" => sender.subscribe(&topics).await.unwrap(),
+                _ => sender.unsubscribe(&topics).await.unwrap(),
+            }
+            start.elapsed()
+        };
+        let mut changed = std::pin::pin!(changed);
+        let mut longest = Duration::ZERO;
+        let took = loop {
+            let sent = Instant::now();
+            let pinged = async {
+                publish(&writer, &ping, "ping").await.unwrap();
+                assert_eq!(frame(&mut link).await.1, "ping");
+                longest = longest.max(sent.elapsed());
+            };
+            tokio::select! {
+                biased;
+                () = pinged => {}
+                took = &mut changed => break took,
+            }
+        };
+        println!("2,000 topics {verb} in {took:?}; the longest wait of a delivery meanwhile was {longest:?}");
+        assert!(longest < took / 3, "{longest:?} of {took:?}");
+    }
+    writer.sender.close().await.unwrap();
     link.sender.close().await.unwrap();
 }
 
@@ -201,7 +227,7 @@ async fn closed_dropped_or_dead_a_link_leaves_the_exchange_only() {
     let start = Instant::now();
     let error = end(&mut dead).await.unwrap();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    assert!(start.elapsed() < HEARTBEAT + Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < HEARTBEAT + bound(Duration::from_secs(1)), "{:?}", start.elapsed());
     until(&broker, "a dead link is freed", |now| *now == before).await;
     println!("a dead link of {HEARTBEAT:?} was freed {:?} after it went quiet", start.elapsed());
 }
@@ -222,7 +248,7 @@ async fn a_close_does_not_wait_for_a_broker_that_stands_still() {
         assert_eq!((error.kind(), error.outcome_unknown()), (ErrorKind::Timeout, true), "{error}");
     }
     assert_eq!(closed.unwrap_err().kind(), ErrorKind::Timeout);
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < bound(Duration::from_secs(2)), "{:?}", start.elapsed());
     assert!(end(&mut link).await.is_none());
 }
 

@@ -1,7 +1,9 @@
-//! A private RabbitMQ that speaks AMQP 1.0, with faults.
+//! Private RabbitMQs that speak AMQP 1.0, with faults; shared by the tests of this process, since each takes seconds to
+//! start.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use backplane_amqp::{ServiceBus, ServiceBusConfig};
@@ -9,6 +11,9 @@ use backplane_conformance::broker::{Broker as _, RabbitMq, RabbitMqOptions};
 use backplane_conformance::proxy::FaultProxy;
 use backplane_conformance::{Faults, Harness};
 use backplane_core::{Bus, Result};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+
+use crate::link::patience;
 
 /// Which hand provokes the faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,18 +24,34 @@ pub(crate) enum FaultsBy {
     Proxy,
 }
 
-/// The options of a server with the plugin.
-pub(crate) fn options() -> RabbitMqOptions {
-    RabbitMqOptions { plugins: vec!["rabbitmq_amqp1_0".to_owned()], ..RabbitMqOptions::default() }
-}
-
 /// Starts a server with the plugin, and the policy that makes it delete the queues of links that ended, which the plugin
 /// itself never does. `None`: it is not installed; the skip was printed.
 pub(crate) async fn start(options: RabbitMqOptions) -> Option<RabbitMq> {
     let rabbitmq = RabbitMq::require(options).await?;
-    let policy = ["set_policy", "backplane", r"^amq\.gen-", r#"{"expires":2000}"#, "--apply-to", "queues"];
-    rabbitmq.ctl(&policy).await.unwrap();
+    rabbitmq.url_of_amqp_1_0("suite").await.unwrap();
     Some(rabbitmq)
+}
+
+/// The server that no test disturbs. It ends with this process.
+pub(crate) async fn calm() -> Option<Arc<RabbitMq>> {
+    static CALM: OnceCell<Option<Arc<RabbitMq>>> = OnceCell::const_new();
+    let start = async || start(RabbitMqOptions::amqp_1_0()).await.map(Arc::new);
+    CALM.get_or_init(start).await.clone()
+}
+
+/// The server that tests kill, freeze, alarm and search, one at a time. Nothing of an earlier test is left on it.
+pub(crate) async fn rough() -> Option<(Arc<RabbitMq>, MutexGuard<'static, ()>)> {
+    static ROUGH: OnceCell<Option<Arc<RabbitMq>>> = OnceCell::const_new();
+    static TURN: Mutex<()> = Mutex::const_new(());
+    let turn = TURN.lock().await;
+    let start = async || start(RabbitMqOptions::amqp_1_0()).await.map(Arc::new);
+    let server = ROUGH.get_or_init(start).await.clone()?;
+    let give_up = Instant::now() + patience();
+    while server.holdings().await.unwrap().queues > 0 {
+        assert!(Instant::now() < give_up, "queues of an earlier test are left");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Some((server, turn))
 }
 
 /// The URL of the bus for a server that is reached at `address`.
@@ -55,12 +76,11 @@ pub(crate) struct RabbitHarness {
 }
 
 impl RabbitHarness {
-    /// Starts a server. `None`: it is not installed; the skip was printed.
-    pub(crate) async fn require(by: FaultsBy, parameters: &str) -> Option<Self> {
-        let rabbitmq = Arc::new(start(options()).await?);
+    /// A view of `rabbitmq`, behind a proxy of its own.
+    pub(crate) fn new(rabbitmq: Arc<RabbitMq>, by: FaultsBy, parameters: &str) -> Self {
         let proxy = Arc::new(FaultProxy::start(rabbitmq.address()).expect("a loopback port is free"));
         let name = format!("AMQP 1.0 on RabbitMQ, {parameters}, faults by the {by:?}").to_lowercase();
-        Some(Self { name, by, rabbitmq, proxy, parameters: parameters.to_owned() })
+        Self { name, by, rabbitmq, proxy, parameters: parameters.to_owned() }
     }
 
     /// A node's bus.

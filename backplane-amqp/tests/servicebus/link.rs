@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use backplane_amqp::{ServiceBus, ServiceBusConfig};
+use backplane_conformance::bound;
 use backplane_core::{Attach, Bus as _, Delivery, Error, Link, NodeId, Outgoing, Result, Topic};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::time::timeout;
 
 /// Far more than anything here needs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) fn patience() -> Duration {
+    bound(Duration::from_secs(20))
+}
 
 pub(crate) fn bus(url: &str) -> ServiceBus {
     ServiceBus::new(ServiceBusConfig::from_url(url).unwrap()).unwrap()
@@ -24,7 +27,7 @@ pub(crate) async fn attach(
     heartbeat: Duration,
 ) -> Result<Link> {
     let topics: Vec<Topic> = topics.iter().map(|topic| Topic::from(*topic)).collect();
-    let attach = Attach { node, attempt, topics: &topics, resume: None, deadline: PATIENCE, heartbeat };
+    let attach = Attach { node, attempt, topics: &topics, resume: None, deadline: patience(), heartbeat };
     bus.connect(attach).await
 }
 
@@ -38,13 +41,13 @@ pub(crate) async fn refused(bus: &ServiceBus) -> Error {
 
 pub(crate) async fn publish(link: &Link, topic: &str, frame: &'static [u8]) -> Result<()> {
     let outgoing = Outgoing { topic: Topic::from(topic), frame: Bytes::from_static(frame) };
-    let outcomes = timeout(PATIENCE, link.sender.publish(vec![outgoing])).await.unwrap();
+    let outcomes = timeout(patience(), link.sender.publish(vec![outgoing])).await.unwrap();
     outcomes.into_iter().next().unwrap().map(drop)
 }
 
 /// The next frame.
 pub(crate) async fn next(link: &mut Link) -> Bytes {
-    match timeout(PATIENCE, link.inbound.next()).await.unwrap() {
+    match timeout(patience(), link.inbound.next()).await.unwrap() {
         Some(Ok(Delivery::Frame { frame, .. })) => frame,
         other => panic!("a frame was expected: {other:?}"),
     }
@@ -53,7 +56,7 @@ pub(crate) async fn next(link: &mut Link) -> Bytes {
 /// How the link ends, past whatever arrives before.
 pub(crate) async fn end(link: &mut Link) -> Option<Error> {
     loop {
-        match timeout(PATIENCE, link.inbound.next()).await.unwrap() {
+        match timeout(patience(), link.inbound.next()).await.unwrap() {
             Some(Ok(_)) => {}
             Some(Err(error)) => return Some(error),
             None => return None,

@@ -18,6 +18,8 @@ use super::folder::Folder;
 /// How often a condition outside this process is looked at again.
 const POLL: Duration = Duration::from_millis(5);
 
+/// A busy machine may take a while to stop a process that computes.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an orderly end may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -223,14 +225,15 @@ impl Process {
         let running = self.running.lock();
         let child = &running.as_ref().ok_or_else(|| self.not_running("freeze"))?.child;
         signal(child, Signal::STOP);
-        let deadline = Instant::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + FREEZE_DEADLINE;
         let stopped = || {
             let look = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
             waitid(WaitId::Pid(pid(child)), look).is_ok_and(|status| status.is_some())
         };
         while !stopped() {
             if Instant::now() > deadline {
-                return Err(self.not_running("freeze"));
+                let what = format!("{} was not stopped within {FREEZE_DEADLINE:?}", self.launch.name);
+                return Err(Error::new(ErrorKind::Unavailable, "freeze").with_context(what));
             }
             std::thread::sleep(Duration::from_micros(200));
         }

@@ -17,6 +17,7 @@ use super::port::{free_port, random};
 use super::process::{Launch, Process, StartError};
 use super::require::find;
 use super::tls::TlsFiles;
+use crate::bound;
 
 /// With how many ports a start is tried.
 const PORTS: usize = 5;
@@ -53,6 +54,11 @@ const WATERMARK_OF_ALARM: &str = "0.0000001";
 /// ... and RabbitMQ's default.
 const WATERMARK: &str = "0.4";
 
+/// The one for the disk, when less than this many bytes are free ...
+const FREE_DISK_OF_ALARM: &str = "1000000000000000";
+/// ... and as a test machine may have it: its disk may well be full enough for the default.
+const FREE_DISK: &str = "1000000";
+
 /// How a private RabbitMQ is set up.
 #[derive(Clone, Debug)]
 pub struct RabbitMqOptions {
@@ -60,10 +66,18 @@ pub struct RabbitMqOptions {
     pub tls: bool,
     /// The names in that certificate. Default `localhost` and `127.0.0.1`; the server listens on the latter.
     pub tls_names: Vec<String>,
-    /// Plugins to enable, such as `rabbitmq_amqp1_0`, which adds AMQP 1.0 to the same port. Default: none.
+    /// Plugins to enable. Default: none.
     pub plugins: Vec<String>,
     /// More lines of its `rabbitmq.conf`.
     pub config: Vec<String>,
+}
+
+impl RabbitMqOptions {
+    /// With AMQP 1.0 on the same port, by the plugin `rabbitmq_amqp1_0`.
+    #[must_use]
+    pub fn amqp_1_0() -> Self {
+        Self { plugins: vec!["rabbitmq_amqp1_0".to_owned()], ..Self::default() }
+    }
 }
 
 impl Default for RabbitMqOptions {
@@ -77,7 +91,7 @@ impl Default for RabbitMqOptions {
     }
 }
 
-/// What a broker holds, to be compared before and after a test. Names of the broker's own making are left out.
+/// What a broker holds, to be compared before and after a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RabbitMqHoldings {
     /// Queues.
@@ -104,6 +118,8 @@ pub struct RabbitMq {
     password: String,
     node: String,
     control: Launch,
+    /// Evaluates expressions, where Erlang has it.
+    caller: Option<Launch>,
     process: Process,
 }
 
@@ -194,8 +210,13 @@ impl RabbitMq {
             .variable("detached", "true");
         launch.deadline = START_DEADLINE;
         let control = environment(launch_as(account.as_ref(), "rabbitmqctl", control));
+        let caller = find("erl_call").ok().map(|caller| {
+            let caller = environment(launch_as(account.as_ref(), "erl_call", caller));
+            let address = distribution.to_string();
+            ["-r", "-address", &address, "-fetch_stdout", "-e"].into_iter().fold(caller, Launch::argument)
+        });
         let process = Process::new(launch, folder);
-        Ok(Self { options, address, plain, tls, password, node, control, process })
+        Ok(Self { options, address, plain, tls, password, node, control, caller, process })
     }
 
     async fn run(&self) -> Result<(), StartError> {
@@ -241,6 +262,20 @@ impl RabbitMq {
         format!("{scheme}://{}:{}@{address}", escape(user), escape(password))
     }
 
+    /// The URL of `topic` over AMQP 1.0 (`servicebus://`), with [`RabbitMqOptions::amqp_1_0`], for the user with all rights.
+    /// Makes the node delete the queues of links 2 s after they ended, which the plugin itself never does.
+    ///
+    /// # Errors
+    /// As [`ctl`](RabbitMq::ctl).
+    pub async fn url_of_amqp_1_0(&self, topic: &str) -> Result<String> {
+        let set = self.eval(EXPIRE_QUEUES_OF_LINKS).await?;
+        if set != "ok" {
+            return Err(Error::new(ErrorKind::Denied, "rabbitmqctl").with_context(set));
+        }
+        let (password, address, tls) = (escape(&self.password), self.address, self.tls.is_some());
+        Ok(format!("servicebus://{USER}:{password}@{address}/{topic}?auth=sasl&management=none&tls={tls}"))
+    }
+
     /// The user with all rights.
     #[must_use]
     pub fn user(&self) -> &'static str {
@@ -265,19 +300,8 @@ impl RabbitMq {
     /// [`Denied`](ErrorKind::Denied) with its words, [`Unavailable`](ErrorKind::Unavailable) when the node does not run,
     /// [`Timeout`](ErrorKind::Timeout) after 20 s.
     pub async fn ctl(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = tokio::process::Command::new(&self.control.program);
-        command
-            .args(&self.control.arguments)
-            .arg("-q")
-            .args(arguments)
-            .envs(self.control.environment.iter().map(|(name, value)| (name, value)))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        let ran = tokio::time::timeout(DEADLINE, command.output()).await;
-        let output = ran
-            .map_err(|_| Error::new(ErrorKind::Timeout, "rabbitmqctl"))?
-            .map_err(|error| Error::new(ErrorKind::Unavailable, "rabbitmqctl").with_source(error))?;
+        let mut command = command(&self.control, &["-q"]);
+        let output = in_time("rabbitmqctl", command.args(arguments).stdin(Stdio::null()).output()).await?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned());
         }
@@ -290,12 +314,33 @@ impl RabbitMq {
     }
 
     /// Evaluates an Erlang expression on the node, such as `length(rabbit_amqqueue:list()).`, and returns its value as
-    /// Erlang prints it.
+    /// Erlang prints it, in one line. Takes milliseconds where Erlang's `erl_call` is installed, which comes with Debian's
+    /// `erlang-base`.
     ///
     /// # Errors
     /// As [`ctl`](RabbitMq::ctl).
     pub async fn eval(&self, expression: &str) -> Result<String> {
-        self.ctl(&["eval", expression]).await
+        let Some(caller) = &self.caller else { return self.ctl(&["eval", expression]).await };
+        let body = expression.trim_end().trim_end_matches('.');
+        let input = format!("io:format(\"{VALUE}~0tp~n\", [begin {body} end]).\n");
+        let mut command = command(caller, &[]);
+        let called = async {
+            let mut child =
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            let mut gate = child.stdin.take().expect("its input was piped");
+            gate.write_all(input.as_bytes()).await?;
+            drop(gate);
+            child.wait_with_output().await
+        };
+        let output = in_time("erl_call", called).await?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if let Some((value, _)) = text.split_once(VALUE).and_then(|(_, value)| value.split_once('\n')) {
+            return Ok(value.to_owned());
+        }
+        let words = format!("{} {}", text.trim(), String::from_utf8_lossy(&output.stderr).trim());
+        let gone = !output.status.success() || self.process.id().is_none();
+        let kind = if gone { ErrorKind::Unavailable } else { ErrorKind::Denied };
+        Err(Error::new(kind, "erl_call").with_context(words))
     }
 
     /// A listing of `rabbitmqctl`, such as `list(&["list_queues", "name", "messages"])`: one row of columns for each.
@@ -316,7 +361,7 @@ impl RabbitMq {
     pub async fn holdings(&self) -> Result<RabbitMqHoldings> {
         let counts = self.eval(HOLDINGS).await?;
         let counts: Vec<usize> = counts
-            .trim_matches(['[', ']'])
+            .trim_matches(['{', '}'])
             .split(',')
             .map(|count| count.trim().parse())
             .collect::<Result<_, _>>()
@@ -335,7 +380,7 @@ impl RabbitMq {
     /// # Errors
     /// As [`ctl`](RabbitMq::ctl).
     pub async fn raise_memory_alarm(&self) -> Result<()> {
-        self.ctl(&["set_vm_memory_high_watermark", WATERMARK_OF_ALARM]).await.map(drop)
+        self.set_watermark(WATERMARK_OF_ALARM).await
     }
 
     /// Ends [`raise_memory_alarm`](RabbitMq::raise_memory_alarm).
@@ -343,7 +388,33 @@ impl RabbitMq {
     /// # Errors
     /// As [`ctl`](RabbitMq::ctl).
     pub async fn clear_memory_alarm(&self) -> Result<()> {
-        self.ctl(&["set_vm_memory_high_watermark", WATERMARK]).await.map(drop)
+        self.set_watermark(WATERMARK).await
+    }
+
+    /// Makes the node believe that its disk is full, with the same effect.
+    ///
+    /// # Errors
+    /// As [`ctl`](RabbitMq::ctl).
+    pub async fn raise_disk_alarm(&self) -> Result<()> {
+        self.set_free_disk(FREE_DISK_OF_ALARM).await
+    }
+
+    /// Ends [`raise_disk_alarm`](RabbitMq::raise_disk_alarm).
+    ///
+    /// # Errors
+    /// As [`ctl`](RabbitMq::ctl).
+    pub async fn clear_disk_alarm(&self) -> Result<()> {
+        self.set_free_disk(FREE_DISK).await
+    }
+
+    /// As `rabbitmqctl set_vm_memory_high_watermark` does.
+    async fn set_watermark(&self, share: &str) -> Result<()> {
+        self.eval(&format!("vm_memory_monitor:set_vm_memory_high_watermark({share}).")).await.map(drop)
+    }
+
+    /// As `rabbitmqctl set_disk_free_limit` does.
+    async fn set_free_disk(&self, bytes: &str) -> Result<()> {
+        self.eval(&format!("rabbit_disk_monitor:set_disk_free_limit({bytes}).")).await.map(drop)
     }
 
     /// Ends all connections of clients, as an operator does.
@@ -355,19 +426,50 @@ impl RabbitMq {
     }
 }
 
+/// As `rabbitmqctl set_policy` does, once the node, which greets clients earlier, has started.
+const EXPIRE_QUEUES_OF_LINKS: &str = r#"
+    rabbit:await_startup(),
+    rabbit_policy:parse_set(<<"/">>, <<"backplane">>, <<"^amq\\.gen-">>, <<"{\"expires\":2000}">>,
+                            0, <<"queues">>, <<"suite">>).
+"#;
+
 /// Counts of what [`RabbitMqHoldings`] lists, in its order.
 const HOLDINGS: &str = r#"
     Hosts = rabbit_vhost:list_names(),
     Sum = fun(Count) -> lists:sum([Count(Host) || Host <- Hosts]) end,
-    Own = fun({resource, _, exchange, <<>>}) -> false;
-             ({resource, _, exchange, <<"amq.", _/binary>>}) -> false;
-             (_) -> true end,
-    [Sum(fun(Host) -> length(rabbit_amqqueue:list(Host)) end),
-     Sum(fun(Host) -> length([B || B <- rabbit_binding:list(Host), Own(element(2, B))]) end),
+    Named = fun({resource, _, exchange, <<>>}) -> false; (_) -> true end,
+    Own = fun({resource, _, exchange, <<"amq.", _/binary>>}) -> false; (Exchange) -> Named(Exchange) end,
+    {Sum(fun(Host) -> length(rabbit_amqqueue:list(Host)) end),
+     Sum(fun(Host) -> length([B || B <- rabbit_binding:list(Host), Named(element(2, B))]) end),
      Sum(fun(Host) -> length(rabbit_amqqueue:consumers_all(Host)) end),
      length(rabbit_networking:connections()),
-     Sum(fun(Host) -> length([E || E <- rabbit_exchange:list(Host), Own(element(2, E))]) end)].
+     Sum(fun(Host) -> length([E || E <- rabbit_exchange:list(Host), Own(element(2, E))]) end)}.
 "#;
+
+/// Stands before a value that was evaluated.
+const VALUE: &str = "value: ";
+
+/// Runs what [`Launch`] says, with more arguments, until it is dropped.
+fn command(launch: &Launch, arguments: &[&str]) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(&launch.program);
+    command
+        .args(&launch.arguments)
+        .args(arguments)
+        .envs(launch.environment.iter().map(|(name, value)| (name, value)))
+        .current_dir("/")
+        .kill_on_drop(true);
+    command
+}
+
+/// Awaits the end of a command.
+async fn in_time(
+    what: &'static str,
+    output: impl Future<Output = std::io::Result<std::process::Output>>,
+) -> Result<std::process::Output> {
+    let output = tokio::time::timeout(bound(DEADLINE), output).await;
+    let output = output.map_err(|_| Error::new(ErrorKind::Timeout, what))?;
+    output.map_err(|error| Error::new(ErrorKind::Unavailable, what).with_source(error))
+}
 
 /// One of the server's scripts.
 fn script(name: &str) -> Result<PathBuf> {
@@ -406,8 +508,7 @@ fn configuration(
         "log.console = true".to_owned(),
         "log.console.level = warning".to_owned(),
         "log.file = false".to_owned(),
-        // The disk of a test machine may well be full enough for the alarm.
-        "disk_free_limit.absolute = 1MB".to_owned(),
+        format!("disk_free_limit.absolute = {FREE_DISK}"),
     ];
     if let Some(tls) = tls {
         lines.push(format!("listeners.ssl.suite = {address}"));
@@ -478,14 +579,20 @@ mod tests {
 
     #[tokio::test]
     async fn killed_it_comes_back_and_leaves_nothing_behind() {
-        let options = RabbitMqOptions { plugins: vec!["rabbitmq_amqp1_0".to_owned()], ..Default::default() };
+        let options = RabbitMqOptions::amqp_1_0();
         let Some(rabbitmq) = RabbitMq::require(options).await else { return };
         let none = rabbitmq.holdings().await.unwrap();
         assert_eq!(
             none,
             RabbitMqHoldings { queues: 0, bindings: 0, consumers: 0, connections: 0, exchanges: 0 }
         );
-        assert_eq!(rabbitmq.eval("1 + 1.").await.unwrap(), "2");
+        assert_eq!(
+            rabbitmq.eval("Two = 1 + 1,\n{Two, <<\"two\">>, [65]}.").await.unwrap(),
+            "{2,<<\"two\">>,\"A\"}"
+        );
+        for wrong in ["1 / 0.", "1 +", "no:such()."] {
+            assert_eq!(rabbitmq.eval(wrong).await.unwrap_err().kind(), ErrorKind::Denied, "{wrong}");
+        }
         assert_eq!(rabbitmq.list(&["list_vhosts", "name"]).await.unwrap(), [["/"]]);
         assert_eq!(rabbitmq.ctl(&["no-such-verb"]).await.unwrap_err().kind(), ErrorKind::Denied);
         rabbitmq.freeze().unwrap();

@@ -12,7 +12,7 @@ use super::probe::{Probe, WAIT, is_gone, within};
 use super::space::{NO_FAULTS, Space};
 use crate::ensure;
 use crate::harness::Harness;
-use crate::report::{Broken, Kept, Outcome};
+use crate::report::{Broken, Kept, Outcome, bound};
 
 /// The heartbeat bound of these links: short, so that death is quick; long enough for a busy machine.
 const HEARTBEAT: Duration = Duration::from_millis(800);
@@ -90,7 +90,7 @@ pub(super) async fn a_sender_answers_errors_after_its_link_died(harness: Arc<dyn
     // How inbound ends is another contract's matter; here it only has to have noticed.
     let _ = link.ends_with_an_error(BOUND).await;
     let batch = || (0..3).map(|number| numbered(&link.out, &topic, number, 0)).collect();
-    let give_up = Instant::now() + BOUND;
+    let give_up = Instant::now() + bound(BOUND);
     loop {
         let results = within(BOUND, "publish on a dead link", link.out.sender.publish(batch())).await?;
         ensure!(!results.is_empty(), "a dead link gave no result for 3 frames");

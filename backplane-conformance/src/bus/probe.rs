@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::publisher::Publisher;
 use crate::ensure;
-use crate::report::Broken;
+use crate::report::{Broken, bound};
 
-/// How long anything may take that a healthy bus does in milliseconds.
+/// How long anything may take that a healthy bus does in milliseconds, where no other allowance is set.
 pub(super) const WAIT: Duration = Duration::from_secs(5);
 
 /// How often a fence is repeated: it must prove an end even on a bus that loses frames.
@@ -115,7 +115,7 @@ impl Probe {
 
     /// The next frame. A loss, an error, the end and silence are all broken promises here.
     pub(super) async fn next(&mut self, awaited: &str) -> Result<Arrival, Broken> {
-        match timeout(WAIT, self.inbound.next()).await {
+        match timeout(bound(WAIT), self.inbound.next()).await {
             Ok(Some(Ok(Delivery::Frame { topic, frame, position }))) => {
                 Ok(Arrival { topic, frame, position })
             }
@@ -131,7 +131,7 @@ impl Probe {
     /// Waits for exactly that frame under exactly that topic; passes over everything else.
     pub(super) async fn expect(&mut self, topic: &Topic, frame: &Bytes) -> Result<(), Broken> {
         let awaited = format!("a frame of {} bytes on {topic}", frame.len());
-        let give_up = Instant::now() + WAIT;
+        let give_up = Instant::now() + bound(WAIT);
         loop {
             let arrival = self.next(&awaited).await?;
             if arrival.topic == *topic && arrival.frame == *frame {
@@ -183,7 +183,7 @@ impl Probe {
                     } else if waiting.remove(fence_name(&arrival.frame)) {
                         progress = Instant::now();
                     }
-                    let stuck = progress.elapsed() > WAIT;
+                    let stuck = progress.elapsed() > bound(WAIT);
                     ensure!(!stuck, "{} of {} fences did not arrive within {WAIT:?}", waiting.len(), fences.len());
                 }
                 failed = &mut sending => {
@@ -212,8 +212,8 @@ impl Probe {
         }
     }
 
-    /// Reads until the link ends with an error, and that must be within `bound`.
-    pub(super) async fn ends_with_an_error(&mut self, bound: Duration) -> Result<(), Broken> {
+    /// Reads until the link ends with an error, and that must be within `time`.
+    pub(super) async fn ends_with_an_error(&mut self, time: Duration) -> Result<(), Broken> {
         let end = async {
             loop {
                 match self.inbound.next().await {
@@ -223,12 +223,13 @@ impl Probe {
                 }
             }
         };
-        let Ok(ended) = timeout(bound, end).await else {
-            return Err(Broken(format!("went quiet: no error within {bound:?}")));
+        let time = bound(time);
+        let Ok(ended) = timeout(time, end).await else {
+            return Err(Broken(format!("went quiet: no error within {time:?}")));
         };
         let error = ended?;
         ensure!(is_gone(error.kind()), "a broken link ended as {:?}, which nobody can act on", error.kind());
-        match timeout(WAIT, self.inbound.next()).await {
+        match timeout(bound(WAIT), self.inbound.next()).await {
             Ok(None) => Ok(()),
             Ok(Some(more)) => Err(Broken(format!("{more:?} followed the error"))),
             Err(_) => Err(Broken("inbound went quiet after the error instead of ending".to_owned())),
@@ -248,9 +249,10 @@ fn fence_name(frame: &[u8]) -> &[u8] {
 
 /// Awaits with a deadline that counts as a broken promise.
 pub(super) async fn within<T>(
-    bound: Duration,
+    time: Duration,
     what: &str,
     future: impl Future<Output = T>,
 ) -> Result<T, Broken> {
-    timeout(bound, future).await.map_err(|_| Broken(format!("{what} did not return within {bound:?}")))
+    let time = bound(time);
+    timeout(time, future).await.map_err(|_| Broken(format!("{what} did not return within {time:?}")))
 }

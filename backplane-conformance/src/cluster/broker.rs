@@ -9,7 +9,7 @@ use super::fleet::{Fleet, HEARTBEAT, Stage};
 use super::load::Load;
 use super::messages::message;
 use super::wait::{Events, within};
-use crate::{Broken, Kept, Outcome, ensure};
+use crate::{Broken, Kept, Outcome, bound, ensure};
 
 const NO_FAULTS: Outcome = Ok(Kept::NotApplicable("the harness provokes no faults"));
 
@@ -99,7 +99,7 @@ pub(super) async fn a_long_freeze_ends_the_links_within_the_bound(stage: Stage) 
     faults.thaw().await;
     for (down, took) in noticed {
         down?;
-        ensure!(took < BOUND + LATE, "a dead link was noticed after {took:?}, the bound is {BOUND:?}");
+        ensure!(took < BOUND + bound(LATE), "a dead link was noticed after {took:?}, the bound is {BOUND:?}");
     }
     all_up(&fleet).await?;
     for node in &fleet.nodes {

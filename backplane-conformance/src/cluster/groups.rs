@@ -101,6 +101,9 @@ pub(super) async fn remove_group_async_for_connection_on_different_server_works(
 
     remote.leave(&client, "name").await?;
     remote.send(&Target::group("name"), "to nobody").await?;
+    // What is still on its way when somebody joins may reach them.
+    remote.send(&Target::connection(witness.id()), "meanwhile").await?;
+    witness.expect("meanwhile").await?;
     fleet.nodes[0].join(&witness, "name").await?;
     remote.send(&Target::group("name"), "to others").await?;
     witness.expect("to others").await?;

@@ -12,7 +12,7 @@ use super::fleet::{Fleet, Node, Stage, value};
 use super::messages::{message, question};
 use super::tap::Tap;
 use super::wait::{Events, Task, failed, within};
-use crate::{Broken, Outcome, ensure};
+use crate::{Broken, Outcome, bound, ensure};
 
 /// Cuts the link of `node` and waits until it noticed. It stays down until [`restore`].
 async fn cut_off(node: &Node) -> Result<(), Broken> {
@@ -45,7 +45,7 @@ pub(super) async fn everything_fails_fast_while_the_link_is_down(stage: Stage) -
         let start = Instant::now();
         let error = failed(what, within(what, attempt).await?, &[ErrorKind::Unavailable])?;
         ensure!(!error.outcome_unknown(), "{what} reached nobody, which is known: {error}");
-        ensure!(start.elapsed() < FAST, "{what} took {:?} to fail", start.elapsed());
+        ensure!(start.elapsed() < bound(FAST), "{what} took {:?} to fail", start.elapsed());
         Ok::<_, Broken>(())
     };
     let targets = [Target::all(), Target::group("g"), Target::user("u"), Target::connection(there.id())];

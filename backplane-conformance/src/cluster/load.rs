@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, watch};
 use super::fleet::{Fleet, Node, Stage};
 use super::wait::{Events, PATIENCE, Task, within};
 use crate::history::{Audience, AudienceKind, History, NodeLog, Outcome as Fate, Verdict};
-use crate::{Broken, Outcome, ensure};
+use crate::{Broken, Outcome, bound, ensure};
 
 const SENDERS: usize = 4;
 const RECEIVERS: usize = 3;
@@ -22,7 +22,7 @@ const ROOMY: OutboundLimits =
 
 /// Every node sends all it can, to all connections, to a group and to users, and a history is kept of it.
 #[derive(Debug)]
-pub(super) struct Load {
+pub struct Load {
     history: History,
     accepted: watch::Sender<u64>,
     running: watch::Sender<bool>,
@@ -33,7 +33,10 @@ pub(super) struct Load {
 
 impl Load {
     /// Starts it on all nodes of the fleet.
-    pub(super) async fn start(fleet: &Fleet) -> Result<Self, Broken> {
+    ///
+    /// # Errors
+    /// [`Broken`] when a node takes no receiver.
+    pub async fn start(fleet: &Fleet) -> Result<Self, Broken> {
         let history = History::new();
         let topics =
             [fleet.all_topic(), fleet.group_topic("g"), fleet.user_topic("u")].map(|topic| vec![topic]);
@@ -117,7 +120,10 @@ impl Load {
     }
 
     /// Waits until `count` more messages were accepted, of all nodes together.
-    pub(super) async fn progress(&self, count: u64) -> Result<(), Broken> {
+    ///
+    /// # Errors
+    /// [`Broken`] when they are not in time.
+    pub async fn progress(&self, count: u64) -> Result<(), Broken> {
         let mut accepted = self.accepted.subscribe();
         let enough = *accepted.borrow() + count;
         let waited = async { accepted.wait_for(|accepted| *accepted >= enough).await.map(drop) };
@@ -125,12 +131,15 @@ impl Load {
     }
 
     /// Stops sending, waits for what is under way and judges the run.
-    pub(super) async fn judge(self) -> Result<Verdict, Broken> {
+    ///
+    /// # Errors
+    /// [`Broken`] with the verdict when a message has no known fate.
+    pub async fn judge(self) -> Result<Verdict, Broken> {
         self.running.send_replace(false);
         for sender in self.senders {
             sender.outcome("a sender").await??;
         }
-        let verdict = self.history.settle(PATIENCE).await;
+        let verdict = self.history.settle(bound(PATIENCE)).await;
         ensure!(verdict.is_clean(), "{verdict}");
         Ok(verdict)
     }
@@ -164,7 +173,7 @@ pub(super) async fn links_cut_under_load_lose_nothing_in_silence(stage: Stage) -
         events
             .until("the link to be back", |event| matches!(event, Event::LinkUp { .. }).then_some(()))
             .await?;
-        ensure!(start.elapsed() < SOON, "a cut link was back after {:?}", start.elapsed());
+        ensure!(start.elapsed() < bound(SOON), "a cut link was back after {:?}", start.elapsed());
     }
     load.progress(PROGRESS).await?;
     let nodes = fleet.nodes.len() as u64;

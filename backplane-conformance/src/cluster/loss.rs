@@ -11,7 +11,7 @@ use super::fleet::{Fleet, Stage};
 use super::joins::spawn_join;
 use super::messages::question;
 use super::wait::{Events, Task, failed, until_stats, within};
-use crate::{Broken, Outcome, ensure};
+use crate::{Broken, Outcome, bound, ensure};
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The pause between two beats: 0.3 of the heartbeat bound.
@@ -95,7 +95,7 @@ pub(super) async fn a_lost_last_frame_raises_one_gap_within_two_beats(stage: Sta
     let start = Instant::now();
     let gap = events.until("a gap", gap).await?;
     let took = start.elapsed();
-    ensure!(took < 2 * BEAT + LATE, "a gap came after {took:?}, a beat after {BEAT:?}");
+    ensure!(took < 2 * BEAT + bound(LATE), "a gap came after {took:?}, a beat after {BEAT:?}");
     ensure!(
         gap.origin == Some(sender.router.node_id()),
         "the gap does not say whose frame was lost: {gap:?}"
@@ -185,7 +185,7 @@ pub(super) async fn a_node_that_dies_is_gone_and_waits_on_it_end(stage: Stage) -
     let went = events.until("a node to be gone", gone).await?;
     let took = start.elapsed();
     ensure!(went == dies.router.node_id(), "another node is gone than was killed");
-    ensure!(took < 4 * BEAT + LATE, "a node was gone after {took:?}, a beat is {BEAT:?}");
+    ensure!(took < 4 * BEAT + bound(LATE), "a node was gone after {took:?}, a beat is {BEAT:?}");
     let not_found = [ErrorKind::ConnectionNotFound];
     failed("a join at a dead node", joining.outcome("a join at a dead node").await?, &not_found)?;
     failed("a question to a dead node", asking.outcome("a question to a dead node").await?, &not_found)?;
@@ -210,7 +210,10 @@ pub(super) async fn a_silent_link_is_noticed_by_the_missing_echo(stage: Stage) -
     events.until("a silent link to be given up", down).await?;
     let took = start.elapsed();
     node.tap.mute(false);
-    ensure!(took < HEARTBEAT + BEAT + LATE, "a silent link was noticed after {took:?} of {HEARTBEAT:?}");
+    ensure!(
+        took < HEARTBEAT + BEAT + bound(LATE),
+        "a silent link was noticed after {took:?} of {HEARTBEAT:?}"
+    );
     within("a node to be up again", node.router.wait_until_up()).await??;
     fleet.nodes[1].send(&Target::all(), "hello").await?;
     client.expect("hello").await?;

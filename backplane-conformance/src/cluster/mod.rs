@@ -42,6 +42,7 @@ use backplane_core::Wire;
 
 pub use client::{Client, Manner};
 pub use fleet::{Fleet, HEARTBEAT, Node, Stage, value};
+pub use load::Load;
 pub use messages::{Arrived, message, question};
 pub use tap::{Seen, Tap};
 pub use wait::{Events, PATIENCE, Task, failed, poll_then_drop, until, until_stats, within};

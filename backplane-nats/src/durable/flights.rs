@@ -1,9 +1,9 @@
 //! Frames on their way into the stream, each until the stream has acknowledged it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use backplane_core::{Error, Outgoing, Reach, Result};
+use backplane_core::{Error, Outgoing, Reach, Result, Topic};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -86,11 +86,13 @@ impl Flights {
         }
     }
 
-    /// The same answer to every open frame that `which` picks.
-    pub(super) fn answer_each(&mut self, which: impl Fn(&Outgoing) -> bool, error: &Error, shared: &Shared) {
+    /// The server refused frames of these topics: those that are open.
+    pub(super) fn refuse(&mut self, topics: &HashMap<Topic, Error>, shared: &Shared) {
         for flight in &mut self.batches {
             for (frame, outcome) in flight.frames.iter().zip(&mut flight.outcomes) {
-                if outcome.is_none() && which(frame) {
+                if outcome.is_none()
+                    && let Some(error) = topics.get(&frame.topic)
+                {
                     *outcome = Some(Err(error.clone()));
                     flight.open -= 1;
                 }
@@ -141,17 +143,20 @@ impl Flights {
     }
 
     /// Frames that were not answered for `patience` and may be sent again under their numbers: all that are open, from
-    /// the oldest on, in their order. None when a later frame was answered already (sending an earlier one now could
-    /// change the order), or when the server may have forgotten their numbers.
+    /// the oldest on, in their order. None while a later frame may still have been stored without them, for sending them
+    /// now would put them behind it: one was answered, or was sent only now. And none when the server may have forgotten
+    /// their numbers.
     pub(super) fn overdue(
         &mut self,
         now: Instant,
         patience: Duration,
         memory: Duration,
     ) -> Vec<(u64, Outgoing)> {
-        let Some(oldest) = self.batches.front() else { return Vec::new() };
+        let (Some(oldest), Some(newest)) = (self.batches.front(), self.batches.back()) else {
+            return Vec::new();
+        };
         let first_open = oldest.outcomes.iter().position(Option::is_none).unwrap_or(0) as u64 + oldest.first;
-        if self.answered > first_open || now < oldest.sent_again + patience || now > oldest.sent + memory {
+        if self.answered > first_open || now < newest.sent_again + patience || now > oldest.sent + memory {
             return Vec::new();
         }
         let mut again = Vec::new();
@@ -168,7 +173,7 @@ impl Flights {
 
     /// When [`Flights::overdue`] may have something.
     pub(super) fn patience_ends(&self, patience: Duration) -> Option<Instant> {
-        self.batches.front().map(|flight| flight.sent_again + patience)
+        self.batches.back().map(|flight| flight.sent_again + patience)
     }
 }
 
@@ -185,5 +190,63 @@ impl Flight {
             *outcome = Some(Err(error.clone()));
         }
         self.open = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const MEMORY: Duration = Duration::from_secs(10);
+
+    fn batch(topics: &[&str], deadline: Instant) -> (Batch, oneshot::Receiver<Outcomes>) {
+        let (done, outcomes) = oneshot::channel();
+        let frames = topics.iter().map(|topic| Outgoing { topic: Topic::from(*topic), frame: Bytes::new() });
+        (Batch { frames: frames.collect(), bytes: 0, done, deadline }, outcomes)
+    }
+
+    fn numbers(frames: Vec<(u64, Outgoing)>) -> Vec<u64> {
+        frames.into_iter().map(|(number, _)| number).collect()
+    }
+
+    #[test]
+    fn what_is_sent_again_overtakes_nothing_that_was_sent_since() {
+        let (shared, start) = (Shared::new(PATIENCE), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut flights = Flights::default();
+        let (first, _outcomes) = batch(&["a", "b"], after(60));
+        let (second, _outcomes) = batch(&["a"], after(60));
+        assert_eq!(numbers(flights.add(first, start)), [1, 2]);
+        assert_eq!(numbers(flights.add(second, after(1))), [3]);
+        assert!(numbers(flights.overdue(after(2), PATIENCE, MEMORY)).is_empty(), "3 was sent a second ago");
+        flights.answer(1, Ok(Reach::Unknown), &shared);
+        assert_eq!(numbers(flights.overdue(after(3), PATIENCE, MEMORY)), [2, 3]);
+        assert!(
+            numbers(flights.overdue(after(4), PATIENCE, MEMORY)).is_empty(),
+            "they were sent a second ago"
+        );
+        assert!(numbers(flights.overdue(after(11), PATIENCE, MEMORY)).is_empty(), "no longer known");
+        flights.answer(3, Ok(Reach::Unknown), &shared);
+        assert!(numbers(flights.overdue(after(5), PATIENCE, MEMORY)).is_empty(), "3 was stored without 2");
+    }
+
+    #[test]
+    fn refused_topics_are_denied_in_their_places_and_the_rest_waits() {
+        let (shared, start) = (Shared::new(PATIENCE), Instant::now());
+        let mut flights = Flights::default();
+        let (work, mut outcomes) = batch(&["a", "theirs", "a"], start + MEMORY);
+        flights.add(work, start);
+        let refused =
+            HashMap::from([(Topic::from("theirs"), Error::new(backplane_core::ErrorKind::Denied, "x"))]);
+        flights.refuse(&refused, &shared);
+        flights.answer(1, Ok(Reach::Unknown), &shared);
+        assert!(outcomes.try_recv().is_err() && flights.frames() == 3);
+        flights.answer(3, Ok(Reach::Unknown), &shared);
+        let outcomes = outcomes.try_recv().unwrap();
+        assert!(outcomes[0].is_ok() && outcomes[1].is_err() && outcomes[2].is_ok());
+        assert!(flights.is_empty() && flights.frames() == 0);
     }
 }

@@ -1,33 +1,31 @@
-//! The task of a durable link: sends into the stream, reads its consumer, and judges what both say.
+//! The task of a durable link: sends into the stream and reads its consumer.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_nats::header::{NATS_LAST_CONSUMER, NATS_MESSAGE_ID};
 use async_nats::jetstream;
-use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::publish::PublishAck;
-use async_nats::jetstream::response::Response;
-use async_nats::{Client, HeaderMap, Message, StatusCode, Subject, Subscriber};
-use backplane_core::{Delivery, Error, ErrorKind, LossReason, Outgoing, Reach, Result, Topic};
-use bytes::Bytes;
-use foldhash::fast::RandomState;
+use async_nats::{Client, StatusCode, Subject, Subscriber};
+use backplane_core::{Error, ErrorKind, Result, Topic};
 use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::flights::Flights;
-use super::metadata::Metadata;
-use super::position::Standing;
-use crate::core::{Parts, deadline, subject};
-use crate::ears::{self, Ears};
-use crate::inbox::{Inbox, own};
-use crate::shared::{Call, Phase, Shared, Verb, Work, failed, not_sent};
+use super::message::{Names, answer, write};
+use super::reader::Reader;
+use super::unless_refused;
+use crate::alarm::Alarm;
+use crate::ears::{Ears, Heard, Right};
+use crate::errors::{denied, died, failed, lame_duck, not_closed};
+use crate::inbox::Inbox;
+use crate::shared::{Call, Phase, Shared, Work};
+use crate::subject::{Subjects, topic};
+use crate::thread::Parts;
 
-/// Frames and bytes of one run of commands, and those that wait for their acknowledgement.
+/// Frames of one run of commands, and frames and bytes that wait for their acknowledgement.
 const RUN_FRAMES: usize = 1_024;
 const FLIGHT_BYTES: usize = 8 << 20;
 const FLIGHT_FRAMES: usize = 8_192;
@@ -35,29 +33,13 @@ const FLIGHT_FRAMES: usize = 8_192;
 /// What the last token of a probe's subject begins with; that of an acknowledgement is a number.
 const PROBE: char = 'p';
 
-/// The name of the header by which a consumer that waits for us says where it hears us.
-const STALLED: &str = "Nats-Consumer-Stalled";
-
-/// How often a consumer that has nothing to say says so. The server allows no less than 100 ms.
-pub(super) fn idle_heartbeat(bound: Duration) -> Duration {
-    (bound / 4).max(Duration::from_millis(100))
-}
-
 /// What is known when a link starts.
 pub(super) struct Known {
     pub(super) stream: String,
-    /// The identity of the stream.
-    pub(super) id: i64,
     pub(super) consumer: String,
     pub(super) subject: String,
-    /// Where acknowledgements arrive, without the number.
-    pub(super) acks: String,
-    /// What identifies a message for the server, without the number.
-    pub(super) message_id: String,
+    pub(super) names: Names,
     pub(super) duplicate_window: Duration,
-    /// The sequence that the consumer starts with.
-    pub(super) next: u64,
-    pub(super) topics: Vec<Topic>,
     pub(super) heartbeat: Duration,
 }
 
@@ -68,29 +50,18 @@ pub(crate) struct DurableLink {
     inbox: Arc<Inbox>,
     ears: Arc<Ears>,
     known: Known,
-    /// The topics that are delivered; the consumer sends those of all nodes.
-    wanted: HashSet<Topic, RandomState>,
-    deliveries: Subscriber,
+    subjects: Subjects,
+    reader: Reader,
     acks: Subscriber,
-    /// Number of the consumer's last message.
-    consumed: u64,
-    /// The stream's next message.
-    next: u64,
-    /// When the consumer last said anything, or was not listened to.
-    heard: Instant,
     queue: VecDeque<Work>,
     flights: Flights,
     /// Calls whose probe is under way, with its number.
     calls: VecDeque<(u64, Call)>,
     /// Number of the last probe sent.
     probe: u64,
-    /// Subjects on which the consumer waits for a word.
-    replies: Vec<Subject>,
     writing: Option<BoxFuture<'static, Result<()>>>,
-    arrived: Vec<Delivery>,
     complaint: Option<String>,
-    refused_probe: Option<String>,
-    timer: Pin<Box<Sleep>>,
+    alarm: Alarm,
     leaving: bool,
     closing: Option<Instant>,
     farewell: Option<BoxFuture<'static, ()>>,
@@ -101,34 +72,29 @@ impl DurableLink {
     pub(super) fn new(
         parts: Parts,
         context: jetstream::Context,
-        mut known: Known,
-        deliveries: Subscriber,
+        known: Known,
+        reader: Reader,
         acks: Subscriber,
     ) -> Self {
         let Parts { client, shared, inbox, ears } = parts;
+        let alarm = Alarm::new(shared.timeout);
         Self {
             client,
             context,
             shared,
             inbox,
             ears,
-            wanted: known.topics.drain(..).collect(),
-            deliveries,
-            acks,
-            consumed: 0,
-            next: known.next,
-            heard: Instant::now(),
+            subjects: Subjects::new(&known.subject),
             known,
+            reader,
+            acks,
             queue: VecDeque::new(),
             flights: Flights::default(),
             calls: VecDeque::new(),
             probe: 0,
-            replies: Vec::new(),
             writing: None,
-            arrived: Vec::new(),
             complaint: None,
-            refused_probe: None,
-            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            alarm,
             leaving: false,
             closing: None,
             farewell: None,
@@ -146,141 +112,61 @@ impl DurableLink {
             self.inbox.end(Ok(()));
             self.closing = Some(Instant::now() + self.shared.timeout);
         }
-        let disconnected = self.hear(cx);
-        self.receive(cx)?;
+        if let Some(farewell) = &mut self.farewell {
+            // From here on only it listens to what the server says.
+            return farewell.poll_unpin(cx).map(Ok);
+        }
+        let heard = self.ears.take(cx);
+        let disconnected = heard.is_over(&self.client);
+        let refused = self.hear(heard);
+        if self.closing.is_none()
+            && let Err(how) = self.reader.receive(cx, &self.inbox)
+        {
+            return Poll::Ready(Err(self.died(&how)));
+        }
         self.acknowledged(cx)?;
         if disconnected {
             return Poll::Ready(Err(self.died("the connection was lost")));
         }
-        if let Some(refused) = self.refused_probe.take() {
-            let error = Error::new(ErrorKind::Denied, "connect");
-            return Poll::Ready(Err(error.with_context(format!("the server says: {refused}; see `inbox`"))));
-        }
+        refused?;
         while self.write(cx)? {}
         if self.flights.is_empty() && self.calls.is_empty() && self.writing.is_none() {
             if self.leaving {
-                return Poll::Ready(Err(
-                    self.died("the server is leaving (lame duck) and asks us to go elsewhere")
-                ));
+                return Poll::Ready(Err(lame_duck()));
             }
-            if self.closing.is_some() && self.queue.is_empty() {
-                ready!(self.say_farewell(cx));
-                return Poll::Ready(Ok(()));
+            if let Some(deadline) = self.closing
+                && self.queue.is_empty()
+            {
+                let farewell = self.farewell.insert(self.say_farewell(deadline));
+                return farewell.poll_unpin(cx).map(Ok);
             }
         }
         self.keep_time(cx)
     }
 
-    /// What the server says beside messages. Whether the connection has ended.
-    fn hear(&mut self, cx: &Context<'_>) -> bool {
-        let heard = self.ears.take(cx);
+    /// What the server says beside messages. An error: it refuses what a link cannot do without.
+    fn hear(&mut self, heard: Heard) -> Result<()> {
+        let mut frames = HashMap::new();
+        let mut outcome = Ok(());
         for refused in heard.refusals {
-            if refused.verb != ears::Verb::Publish {
-                self.complaint = Some(refused.text);
-                continue;
+            match (refused.right, topic(&self.known.subject, &refused.subject)) {
+                (Right::Subscribe, _) => self.complaint = Some(refused.text),
+                (Right::Publish, Some(topic)) => {
+                    frames.insert(Topic::new(topic), denied("publish", &refused.text));
+                }
+                // A probe, or the word that a consumer waits for: it would wait for ever.
+                (Right::Publish, None) => outcome = Err(denied("receive", &refused.text)),
             }
-            if refused.subject.starts_with(&self.known.acks) {
-                self.refused_probe = Some(refused.text);
-                continue;
-            }
-            let error = Error::new(ErrorKind::Denied, "publish");
-            let error = error.with_context(format!("the server says: {}", refused.text));
-            let prefix = self.known.subject.clone();
-            let is_refused =
-                |outgoing: &Outgoing| subject(&prefix, &outgoing.topic).as_str() == refused.subject;
-            self.flights.answer_each(is_refused, &error, &self.shared);
+        }
+        if !frames.is_empty() {
+            self.flights.refuse(&frames, &self.shared);
         }
         if let Some(complaint) = heard.complaint {
             tracing::warn!(complaint, "the NATS server complains");
             self.complaint = Some(complaint);
         }
         self.leaving |= heard.lame_duck;
-        heard.disconnected
-    }
-
-    /// Takes what the consumer sent, while there is room; it is not told to go on before that was taken.
-    fn receive(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        if self.closing.is_some() {
-            return Ok(());
-        }
-        let mut judged = Ok(());
-        while judged.is_ok() {
-            if !self.inbox.has_room() {
-                self.heard = Instant::now();
-                break;
-            }
-            // As many as fit at most what one poll brings; the bound is looked at again after each run.
-            let mut taken = 0;
-            while taken < 64 && judged.is_ok() {
-                let Poll::Ready(Some(message)) = self.deliveries.poll_next_unpin(cx) else { break };
-                taken += 1;
-                self.heard = Instant::now();
-                judged = self.judge(message);
-            }
-            self.inbox.push(&mut self.arrived);
-            if taken < 64 {
-                break;
-            }
-        }
-        judged
-    }
-
-    fn judge(&mut self, message: Message) -> Result<()> {
-        match message.status {
-            None => self.deliver(message),
-            Some(StatusCode::IDLE_HEARTBEAT) => {
-                let header =
-                    |name: &str| message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
-                // A request for flow control has a reply, a heartbeat of a stalled consumer a header.
-                if let Some(reply) = message.reply {
-                    self.replies.push(reply);
-                } else if let Some(reply) = header(STALLED) {
-                    self.replies.push(reply.into());
-                }
-                let last = message.headers.as_ref().and_then(|headers| headers.get(NATS_LAST_CONSUMER));
-                match last.and_then(|last| last.as_str().parse::<u64>().ok()) {
-                    Some(last) if last != self.consumed => {
-                        Err(self.died("messages of the consumer are missing"))
-                    }
-                    _ => Ok(()),
-                }
-            }
-            // Such as `409 Consumer Deleted`.
-            Some(status) => {
-                let said = message.description.unwrap_or_default();
-                self.complaint = Some(format!("{status} {said}"));
-                Err(self.died("the consumer has ended"))
-            }
-        }
-    }
-
-    fn deliver(&mut self, message: Message) -> Result<()> {
-        let Some(metadata) = message.reply.as_ref().and_then(|reply| Metadata::read(reply)) else {
-            return Err(self.died("a message of the consumer says not where it stands"));
-        };
-        if metadata.consumer != self.consumed + 1 {
-            return Err(self.died("messages of the consumer are missing"));
-        }
-        self.consumed = metadata.consumer;
-        if metadata.stream < self.next {
-            return Ok(());
-        }
-        if metadata.stream > self.next {
-            self.arrived.push(Delivery::Lost { topics: None, reason: LossReason::Retention });
-        }
-        self.next = metadata.stream + 1;
-        let prefix = self.known.subject.len() + 1;
-        let topic = message.subject.as_bytes().get(prefix..).and_then(|topic| self.wanted.get(topic));
-        if let Some(topic) = topic {
-            let standing =
-                Standing { stream: self.known.id, sequence: metadata.stream, stored: metadata.stored };
-            self.arrived.push(Delivery::Frame {
-                topic: topic.clone(),
-                frame: own(message.payload),
-                position: Some(standing.position()),
-            });
-        }
-        Ok(())
+        outcome
     }
 
     /// Reads what the stream answered to our frames.
@@ -302,8 +188,7 @@ impl DurableLink {
 
     /// Answers the calls whose probe came back: we are heard, and hear.
     fn confirm(&mut self, probe: u64) {
-        while self.calls.front().is_some_and(|(number, _)| *number <= probe) {
-            let Some((_, call)) = self.calls.pop_front() else { break };
+        while let Some((_, call)) = self.calls.pop_front_if(|(number, _)| *number <= probe) {
             self.shared.answer(call.done, call.topics.len(), Ok(()));
         }
     }
@@ -325,84 +210,63 @@ impl DurableLink {
         let mut probe = None;
         while !self.leaving && frames.len() < RUN_FRAMES {
             let full = self.flights.bytes() >= FLIGHT_BYTES || self.flights.frames() >= FLIGHT_FRAMES;
-            match self.queue.front() {
-                Some(Work::Batch(_)) if full => break,
-                _ => {}
-            }
-            match self.queue.pop_front() {
+            match self.queue.pop_front_if(|work| !full || matches!(work, Work::Call(_))) {
                 Some(Work::Batch(batch)) => frames.extend(self.flights.add(batch, now)),
                 Some(Work::Call(call)) => {
-                    if probe.is_none() {
-                        self.probe += 1;
-                        probe = Some(self.probe);
-                    }
-                    self.want(&call);
-                    self.calls.push_back((self.probe, call));
+                    // That we hear the consumer is what the probe proves.
+                    let probe = *probe.get_or_insert(self.probe + 1);
+                    self.reader.want(&call);
+                    self.calls.push_back((probe, call));
                 }
                 None => break,
             }
         }
-        let mut words = std::mem::take(&mut self.replies);
-        words.extend(probe.map(|probe| Subject::from(format!("{}.{PROBE}{probe}", self.known.acks))));
+        let mut words = self.reader.take_replies();
+        if let Some(probe) = probe {
+            self.probe = probe;
+            words.push(Subject::from(format!("{}.{PROBE}{probe}", self.known.names.acks)));
+        }
         if frames.is_empty() && words.is_empty() {
             return Ok(false);
         }
         if was_empty {
             self.arm();
         }
-        let names = Names {
-            subject: self.known.subject.clone(),
-            acks: self.known.acks.clone(),
-            message_id: self.known.message_id.clone(),
-        };
-        self.writing = Some(write(self.client.clone(), words, frames, names).boxed());
+        let subjects = &mut self.subjects;
+        let frames = frames.into_iter().map(|(number, outgoing)| {
+            let subject = subjects.of(&outgoing.topic);
+            (number, subject, outgoing.frame)
+        });
+        let writing = write(self.client.clone(), words, frames.collect(), self.known.names.clone());
+        self.writing = Some(writing.boxed());
         Ok(true)
     }
 
-    /// Interest is ours alone: the consumer delivers every topic. That we hear it is what the probe proves.
-    fn want(&mut self, call: &Call) {
-        match call.verb {
-            Verb::Subscribe => self.wanted.extend(call.topics.iter().cloned()),
-            Verb::Unsubscribe => {
-                for topic in &call.topics {
-                    self.wanted.remove(topic);
-                }
+    /// Frees the consumer. One that may not be deleted goes by itself.
+    fn say_farewell(&self, deadline: Instant) -> BoxFuture<'static, ()> {
+        let most = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+        let (context, client, ears) = (self.context.clone(), self.client.clone(), self.ears.clone());
+        let (stream, consumer) = (self.known.stream.clone(), self.known.consumer.clone());
+        let deleting = async move {
+            let deleted = async {
+                let deleted = context.delete_consumer_from_stream(consumer, stream).await;
+                deleted.map_err(|error| Error::new(ErrorKind::Unavailable, "close").with_source(error))
+            };
+            unless_refused(&ears, &client, deleted).await
+        };
+        async move {
+            if let Ok(Err(error)) = tokio::time::timeout(most, deleting).await {
+                tracing::debug!(%error, "the consumer is left to the server");
             }
         }
-    }
-
-    /// Frees the consumer. One that may not be deleted goes by itself.
-    fn say_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let left =
-            self.closing.map_or(Duration::ZERO, |closing| closing.saturating_duration_since(Instant::now()));
-        let (context, stream) = (&self.context, &self.known.stream);
-        let (consumer, ears) = (&self.known.consumer, &self.ears);
-        let farewell = self.farewell.get_or_insert_with(|| {
-            let (context, ears) = (context.clone(), ears.clone());
-            let (stream, consumer) = (stream.clone(), consumer.clone());
-            async move {
-                let deleting = tokio::time::timeout(left.min(Duration::from_secs(1)), async {
-                    super::unless_refused(&ears, async {
-                        let deleted = context.delete_consumer_from_stream(consumer, stream).await;
-                        deleted
-                            .map_err(|error| Error::new(ErrorKind::Unavailable, "close").with_source(error))
-                    })
-                    .await
-                });
-                if let Ok(Err(error)) = deleting.await {
-                    tracing::debug!(%error, "the consumer is left to the server");
-                }
-            }
-            .boxed()
-        });
-        farewell.poll_unpin(cx)
+        .boxed()
     }
 
     fn keep_time(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         loop {
-            ready!(self.timer.as_mut().poll(cx));
+            ready!(self.alarm.poll(cx));
             let now = Instant::now();
-            if self.closing.is_none() && now >= self.silence() {
+            if self.closing.is_none() && now >= self.reader.silence(self.known.heartbeat) {
                 return Poll::Ready(Err(self.died("the consumer has gone quiet")));
             }
             let overdue = Error::new(ErrorKind::Timeout, "publish")
@@ -413,50 +277,28 @@ impl DurableLink {
                 return Poll::Ready(Err(self.died("the server did not confirm in time")));
             }
             if self.closing.is_some_and(|closing| closing <= now) {
-                let error = Error::new(ErrorKind::Timeout, "close");
-                return Poll::Ready(Err(
-                    error.with_context("the server did not answer in time; the connection was cut")
-                ));
+                return Poll::Ready(Err(not_closed()));
             }
-            while self.queue.front().is_some_and(|work| deadline(work) <= now) {
-                let Some(work) = self.queue.pop_front() else { break };
-                self.shared.refuse(work, not_sent);
-            }
+            self.shared.refuse_overdue(&mut self.queue, now);
             self.arm();
             // What is overdue is sent again.
             while self.write(cx)? {}
         }
     }
 
-    /// When a consumer that said nothing since is given up.
-    fn silence(&self) -> Instant {
-        self.heard + self.known.heartbeat * 9 / 10
-    }
-
-    /// Sets the timer to what may be due next. New work is noticed after a quarter of its time at the latest.
     fn arm(&mut self) {
-        let now = Instant::now();
-        let next = [
+        self.alarm.set([
             self.flights.deadline(),
             self.calls.front().map(|(_, call)| call.deadline),
             self.flights.patience_ends(self.shared.timeout / 4),
-            self.queue.front().map(deadline),
+            self.queue.front().map(Work::deadline),
             self.closing,
-            Some(self.silence()),
-            Some(now + self.shared.timeout / 4),
-        ];
-        // Never in the past: each turn of the timer is a turn of the clock, too.
-        let soonest = now + Duration::from_millis(1);
-        let next = next.into_iter().flatten().min().map_or(soonest, |next| next.max(soonest));
-        self.timer.as_mut().reset(next);
+            Some(self.reader.silence(self.known.heartbeat)),
+        ]);
     }
 
-    fn died(&self, how: &'static str) -> Error {
-        let error = Error::new(ErrorKind::Unavailable, "receive");
-        match &self.complaint {
-            Some(complaint) => error.with_context(format!("{how}; the server says: {complaint}")),
-            None => error.with_context(how),
-        }
+    fn died(&self, how: &str) -> Error {
+        died(how, self.complaint.as_deref())
     }
 
     /// Settles everything that waits. Only the first call counts.
@@ -477,57 +319,6 @@ impl DurableLink {
     }
 }
 
-/// What an acknowledgement says.
-fn answer(payload: &Bytes) -> Result<Reach> {
-    // As the server writes it; reading all of the JSON would take longer than sending the frame.
-    if payload.starts_with(b"{\"stream\":") && !payload.windows(8).any(|window| window == b"\"error\":") {
-        return Ok(Reach::Unknown);
-    }
-    let reply = match serde_json::from_slice::<Response<PublishAck>>(payload) {
-        Ok(Response::Ok(_)) => return Ok(Reach::Unknown),
-        Ok(Response::Err { error }) => error,
-        Err(error) => return Err(Error::new(ErrorKind::Malformed, "publish").with_source(error)),
-    };
-    let kind = match reply.error_code() {
-        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => ErrorKind::TooLarge,
-        ErrorCode::STREAM_SEALED => ErrorKind::Denied,
-        // States that pass: no leader, no room.
-        _ => ErrorKind::Unavailable,
-    };
-    Err(Error::new(kind, "publish").with_context("the stream did not take it").with_source(reply))
-}
-
-/// What the subjects and headers of a message begin with.
-struct Names {
-    subject: String,
-    acks: String,
-    message_id: String,
-}
-
-/// Hands frames to the connection, and empty messages to the subjects `words`; waits while it cannot take more.
-async fn write(
-    client: Client,
-    words: Vec<Subject>,
-    frames: Vec<(u64, Outgoing)>,
-    names: Names,
-) -> Result<()> {
-    let lost = |error: async_nats::PublishError| {
-        Error::new(ErrorKind::Unavailable, "publish")
-            .with_context("the connection has ended")
-            .with_source(error)
-    };
-    for subject in words {
-        client.publish(subject, Bytes::new()).await.map_err(lost)?;
-    }
-    for (number, outgoing) in frames {
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, format!("{}.{number}", names.message_id));
-        let (to, reply) = (subject(&names.subject, &outgoing.topic), format!("{}.{number}", names.acks));
-        client.publish_with_reply_and_headers(to, reply, headers, outgoing.frame).await.map_err(lost)?;
-    }
-    Ok(())
-}
-
 impl Future for DurableLink {
     type Output = ();
 
@@ -545,8 +336,6 @@ impl Future for DurableLink {
 impl Drop for DurableLink {
     /// Also when its thread fails: nobody is left waiting.
     fn drop(&mut self) {
-        self.end(Err(
-            Error::new(ErrorKind::Unavailable, "receive").with_context("the thread of the link has stopped")
-        ));
+        self.end(Err(died("the thread of the link has stopped", None)));
     }
 }

@@ -6,21 +6,26 @@
 
 mod flights;
 mod link;
+mod message;
 mod metadata;
 mod position;
+mod reader;
 mod stream;
 
 use std::future::poll_fn;
 use std::task::Poll;
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, push};
-use async_nats::jetstream::{self};
+use async_nats::{Client, jetstream};
 use backplane_core::{Error, ErrorKind, Result};
 
 use crate::config::Durable;
-use crate::core::Parts;
 use crate::ears::Ears;
-use crate::thread::Opening;
+use crate::errors::{denied, lost};
+use crate::thread::{Opening, Parts};
+use message::Names;
+use reader::Reader;
 use stream::Start;
 
 pub(crate) use link::DurableLink;
@@ -29,7 +34,7 @@ pub(crate) use link::DurableLink;
 pub(crate) const HEADROOM: usize = 128;
 
 /// When the server forgets the consumer of a link that is gone.
-const FORGET: std::time::Duration = std::time::Duration::from_secs(5);
+const FORGET: Duration = Duration::from_secs(5);
 
 /// A link that is ready.
 pub(crate) struct Opened {
@@ -40,7 +45,7 @@ pub(crate) struct Opened {
 
 /// Finds or makes the stream, judges where to start, and starts a consumer there. `name` is that of this link alone.
 pub(crate) async fn open(parts: Parts, opening: &Opening, settings: &Durable, name: &str) -> Result<Opened> {
-    let ears = parts.ears.clone();
+    let (ears, client) = (parts.ears.clone(), parts.client.clone());
     let setting_up = async {
         let config = &opening.config;
         let mut context = jetstream::new(parts.client.clone());
@@ -48,14 +53,11 @@ pub(crate) async fn open(parts: Parts, opening: &Opening, settings: &Durable, na
         let stream = stream::find(&context, settings, &config.subject).await?;
         let Start { sequence, resumed } = stream::start(&stream, opening.resume.as_ref()).await?;
         let info = stream.cached_info();
-        let failed = |error: async_nats::SubscribeError| {
-            Error::new(ErrorKind::Unavailable, "connect").with_source(error)
-        };
         // Both before anything can arrive.
         let inbox = format!("{}.{name}", config.inbox);
         let deliver = format!("{inbox}.d");
-        let deliveries = parts.client.subscribe(deliver.clone()).await.map_err(failed)?;
-        let acks = parts.client.subscribe(format!("{inbox}.a.*")).await.map_err(failed)?;
+        let deliveries = parts.client.subscribe(deliver.clone()).await.map_err(lost)?;
+        let acks = parts.client.subscribe(format!("{inbox}.a.*")).await.map_err(lost)?;
         let consumer = push::Config {
             deliver_subject: deliver,
             name: Some(name.to_owned()),
@@ -64,7 +66,7 @@ pub(crate) async fn open(parts: Parts, opening: &Opening, settings: &Durable, na
             replay_policy: ReplayPolicy::Instant,
             max_deliver: 1,
             flow_control: true,
-            idle_heartbeat: link::idle_heartbeat(opening.heartbeat),
+            idle_heartbeat: idle_heartbeat(opening.heartbeat),
             inactive_threshold: FORGET,
             memory_storage: true,
             num_replicas: 1,
@@ -74,37 +76,40 @@ pub(crate) async fn open(parts: Parts, opening: &Opening, settings: &Durable, na
             .create_consumer_on_stream(consumer, &info.config.name)
             .await
             .map_err(|error| stream::failed("the consumer cannot be made", true, error))?;
+        let created = position::nanoseconds!(info.created);
+        let topics = opening.topics.iter().cloned();
+        let reader = Reader::new(deliveries, &config.subject, created, sequence, topics);
         let known = link::Known {
             stream: info.config.name.clone(),
-            id: position::nanoseconds!(info.created),
             consumer: name.to_owned(),
             subject: config.subject.clone(),
-            acks: format!("{inbox}.a"),
-            message_id: name.to_owned(),
+            names: Names { acks: format!("{inbox}.a"), message_id: name.to_owned() },
             duplicate_window: info.config.duplicate_window,
-            next: sequence,
-            topics: opening.topics.clone(),
             heartbeat: opening.heartbeat,
         };
         let max_frame = match usize::try_from(info.config.max_message_size) {
             Ok(most) if most > 0 => most.saturating_sub(HEADROOM),
             _ => usize::MAX,
         };
-        Ok((DurableLink::new(parts, context, known, deliveries, acks), resumed, max_frame))
+        Ok((DurableLink::new(parts, context, known, reader, acks), resumed, max_frame))
     };
-    let (link, resumed, max_frame) = unless_refused(&ears, setting_up).await?;
+    let (link, resumed, max_frame) = unless_refused(&ears, &client, setting_up).await?;
     Ok(Opened { link, resumed, max_frame })
 }
 
+/// How often a consumer that has nothing to say says so. The server allows no less than 100 ms.
+fn idle_heartbeat(bound: Duration) -> Duration {
+    (bound / 4).max(Duration::from_millis(100))
+}
+
 /// A refused request is never answered: whoever waits for it is told what the server said.
-async fn unless_refused<T>(ears: &Ears, work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn unless_refused<T>(ears: &Ears, client: &Client, work: impl Future<Output = Result<T>>) -> Result<T> {
     let refused = poll_fn(|cx| {
         let heard = ears.take(cx);
         if let Some(refused) = heard.refusals.first() {
-            let error = Error::new(ErrorKind::Denied, "connect");
-            return Poll::Ready(error.with_context(format!("the server says: {}", refused.text)));
+            return Poll::Ready(denied("connect", &refused.text));
         }
-        if heard.disconnected || heard.lame_duck {
+        if heard.is_over(client) || heard.lame_duck {
             let error = Error::new(ErrorKind::Unavailable, "connect");
             return Poll::Ready(error.with_context("the server left while the link was set up"));
         }

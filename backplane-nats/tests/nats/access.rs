@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use backplane_conformance::broker::{Broker as _, Nats, NatsOptions};
 use backplane_core::{Attach, Bus as _, Delivery, Error, ErrorKind, Topic};
-use backplane_nats::{Credentials, NatsBus, NatsConfig};
 
 use crate::harness::*;
 
@@ -32,27 +31,6 @@ async fn wrong_credentials_are_denied_and_right_ones_are_not() {
     let Some(nats) = Nats::require(NatsOptions { token, ..NatsOptions::default() }).await else { return };
     assert_eq!(refused(&format!("nats://wrong@{}", nats.address())).await.kind(), ErrorKind::Denied);
     bus(&nats.url()).connect(attach(&[Topic::from("room")], None)).await.unwrap();
-}
-
-/// A key of nobody, made for this test.
-const SEED: &str = "SUAH242MO7QW3LGMPKHKLCVFZWTV3DX4VP6RRWSFIARNTFXHYNJHGOZEXI";
-const PUBLIC: &str = "UBVT47Y7J6T5IMPUBCNDEVP7W2TWT7TKMSYWSCACWHOXSBDFSWI3IANG";
-
-#[tokio::test]
-async fn an_nkey_is_proven_and_another_denied() {
-    let config = vec![format!("authorization {{ users: [ {{ nkey: {PUBLIC} }} ] }}")];
-    let Some(nats) = Nats::require(NatsOptions { config, ..NatsOptions::default() }).await else { return };
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), format!("{SEED}\n")).unwrap();
-    let url = format!("{}?nkey={}", nats.url(), file.path().display());
-    bus(&url).connect(attach(&[], None)).await.unwrap();
-    assert_eq!(refused(&nats.url()).await.kind(), ErrorKind::Denied);
-    let config = NatsConfig::from_url(&nats.url()).unwrap();
-    let unusable = NatsConfig { credentials: Credentials::NkeySeed("SUA".to_owned()), ..config };
-    let Err(error) = NatsBus::new(unusable).unwrap().connect(attach(&[], None)).await else {
-        panic!("let in")
-    };
-    assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
 }
 
 /// The permissions that the crate documentation asks for, and no more.
@@ -90,8 +68,10 @@ async fn of_refusals_beyond_number_none_is_taken_for_success() {
     let bus = bus(&nats.url_as("app", "secret"));
     let link = bus.connect(attach(&[], None)).await.unwrap();
     // Many more than the crate tells of at once.
-    let batch = (0..2_000).map(|number| outgoing(&format!("theirs.{number}"), "x")).collect();
+    let start = std::time::Instant::now();
+    let batch = (0..16_000).map(|number| outgoing(&format!("theirs.{number}"), "x")).collect();
     let outcomes = link.sender.publish(batch).await;
+    println!("16,000 frames refused within {:?}", start.elapsed());
     assert!(outcomes.iter().all(Result::is_err));
     assert!(outcomes.iter().any(|outcome| outcome.as_ref().unwrap_err().kind() == ErrorKind::Denied));
     publish(&link, "ours.a", "afterwards").await.unwrap();
@@ -161,6 +141,38 @@ async fn the_documented_permissions_are_enough_for_a_durable_link() {
     frame(&mut link, "3").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_may_not_be_told_to_go_on_ends_the_link_instead_of_going_quiet() {
+    let api = [
+        "STREAM.INFO.backplane",
+        "STREAM.MSG.GET.backplane",
+        "CONSUMER.CREATE.backplane.>",
+        "CONSUMER.DELETE.backplane.>",
+    ];
+    let api = api.map(|request| format!(", \"$JS.API.{request}\"")).concat();
+    let Some(nats) = Nats::require(limited(&api)).await else { return };
+    let all = bus(&format!("{}?durable=true", nats.url_as("all", "secret")));
+    let publisher = all.connect(attach(&[], None)).await.unwrap();
+    let url = format!("{}?durable=true&create=false", nats.url_as("app", "secret"));
+    let mut link = bus(&url).connect(attach(&[Topic::from("ours.a")], None)).await.unwrap();
+    let flooding = async {
+        loop {
+            let batch = (0..100).map(|_| outgoing("ours.a", vec![1; 10_000])).collect();
+            assert!(publisher.sender.publish(batch).await.iter().all(Result::is_ok));
+        }
+    };
+    let reading = async {
+        loop {
+            if let Err(error) = next(&mut link).await.unwrap() {
+                return error;
+            }
+        }
+    };
+    let error = tokio::select! { () = flooding => unreachable!(), error = reading => error };
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("$JS.FC."), "{error}");
+}
+
 #[tokio::test]
 async fn a_server_without_jetstream_cannot_be_durable() {
     let Some(nats) = Nats::require(NatsOptions::default()).await else { return };
@@ -221,7 +233,7 @@ async fn of_several_servers_one_that_is_there_is_enough() {
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("nats://127.0.0.1:{nobody},{},{}", mute.local_addr().unwrap(), nats.address());
     for attempt in 1..=3 {
-        let deadline = Duration::from_secs(6);
+        let deadline = Duration::from_millis(1_500);
         bus(&url).connect(Attach { attempt, deadline, ..attach(&[], None) }).await.unwrap();
     }
     let error = refused(&format!("nats://127.0.0.1:{nobody}")).await;

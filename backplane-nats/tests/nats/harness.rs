@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backplane_conformance::broker::{Broker as _, Nats, NatsOptions};
+use backplane_conformance::broker::{Broker as _, Nats, NatsOptions, free_port};
 use backplane_conformance::proxy::FaultProxy;
 use backplane_conformance::{Faults, Harness};
 use backplane_core::{Attach, Bus, Delivery, Link, NodeId, Outgoing, Position, Reach, Result, Topic};
@@ -147,4 +147,30 @@ pub(crate) async fn frame(link: &mut Link, expected: impl AsRef<[u8]>) -> Option
         Some(Ok(Delivery::Frame { frame, position, .. })) if frame == expected.as_ref() => position,
         other => panic!("{other:?} instead of {}", expected.as_ref().escape_ascii()),
     }
+}
+
+/// Two servers that know each other.
+pub(crate) async fn cluster() -> Option<[Nats; 2]> {
+    let ports = [free_port().unwrap(), free_port().unwrap()];
+    let options = |own: u16, other: u16| NatsOptions {
+        config: vec![
+            format!(
+                "cluster {{ name: two, listen: \"127.0.0.1:{own}\", routes: [\"nats://127.0.0.1:{other}\"] }}"
+            ),
+            "lame_duck_duration: \"30s\"".to_owned(),
+            "lame_duck_grace_period: \"10s\"".to_owned(),
+        ],
+        ..NatsOptions::default()
+    };
+    let one = Nats::require(options(ports[0], ports[1])).await?;
+    let two = Nats::require(options(ports[1], ports[0])).await?;
+    let routed = async {
+        for server in [&one, &two] {
+            while !server.monitor("/routez").await.unwrap().contains("\"num_routes\": 1") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, routed).await.expect("the servers find each other");
+    Some([one, two])
 }

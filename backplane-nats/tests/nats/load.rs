@@ -10,11 +10,12 @@ use backplane_core::{
     Backplane as _, Event, Gap, GroupName, LocalConnection, LossReason, MembershipChange, OutboundLimits,
     OverflowPolicy, Protocol, Registration, Router, RouterConfig, Target, outbound,
 };
+use backplane_nats::NatsBus;
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 
-use crate::harness::{DEADLINE, FaultsBy, NatsHarness};
+use crate::harness::{DEADLINE, FaultsBy, NatsHarness, bus, cluster};
 
 const NODES: usize = 3;
 const WRITERS: usize = 12;
@@ -36,7 +37,8 @@ struct Load {
 }
 
 impl Load {
-    async fn start(harness: &NatsHarness, heartbeat: Duration) -> Self {
+    /// Three nodes over these buses.
+    async fn start(buses: [NatsBus; NODES], heartbeat: Duration) -> Self {
         let mut load = Self {
             history: History::new().with_grace(bound(Duration::from_secs(1))),
             routers: Vec::new(),
@@ -53,9 +55,9 @@ impl Load {
             (Target::all(), load.history.audience(AudienceKind::All, "all")),
             (Target::group("room"), load.history.audience(AudienceKind::Group, "room")),
         ]);
-        for _ in 0..NODES {
+        for bus in buses {
             let config = RouterConfig { heartbeat, ..RouterConfig::default() };
-            let router = Router::open(Arc::new(harness.open()), config).await.unwrap();
+            let router = Router::open(Arc::new(bus), config).await.unwrap();
             load.join(&router, &group, &targets).await;
             load.routers.push(router);
         }
@@ -160,17 +162,17 @@ impl Load {
     }
 }
 
-/// Killed and restarted, frozen for three seconds, cut: what it takes to come back, and what the history says.
+/// Killed and restarted, frozen until the nodes notice, cut: what it takes to come back, and what the history says.
 async fn suffers(parameters: &str) -> Option<(Vec<LossReason>, Vec<bool>, u64)> {
     let harness = NatsHarness::require(FaultsBy::Server, parameters).await?;
-    let load = Load::start(&harness, Duration::from_secs(2)).await;
+    let load = Load::start(std::array::from_fn(|_| harness.open()), Duration::from_secs(2)).await;
     load.flows().await;
     let most = bound(Duration::from_secs(2));
 
     harness.nats.kill();
     load.all(false).await;
-    // The outage has to last.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    // The outage has to outlast a few attempts to connect.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     harness.nats.restart().await.unwrap();
     let accepting = Instant::now();
     load.all(true).await;
@@ -178,8 +180,6 @@ async fn suffers(parameters: &str) -> Option<(Vec<LossReason>, Vec<bool>, u64)> 
     load.flows().await;
 
     harness.nats.freeze().unwrap();
-    // The freeze is the passage of time.
-    tokio::time::sleep(Duration::from_secs(3)).await;
     load.all(false).await;
     harness.nats.thaw().unwrap();
     let accepting = Instant::now();
@@ -231,4 +231,32 @@ async fn durable_nodes_in_memory_are_told_of_a_restart_alone() {
     let told = gaps.iter().filter(|gap| **gap == LossReason::Reconnect).count();
     assert_eq!(told, NODES, "one per node and restart: {gaps:?}");
     assert_eq!(resumed.iter().filter(|resumed| !**resumed).count(), NODES, "{resumed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_a_cluster_leave_a_lame_duck_and_lose_nothing_in_silence() {
+    let Some([one, two]) = cluster().await else { return };
+    let there = bus(&format!("nats://{},{}", one.address(), two.address()));
+    let also_there = bus(&format!("nats://{},{}", one.address(), two.address()));
+    let elsewhere = bus(&format!("nats://{},{}", two.address(), one.address()));
+    let load = Load::start([there, also_there, elsewhere], Duration::from_secs(2)).await;
+    load.flows().await;
+    assert_eq!(one.clients().await.unwrap().len(), 2);
+    one.lame_duck().unwrap();
+    let start = Instant::now();
+    // Two links end and come back, the third stays.
+    while load.resumed.lock().len() < 2 {
+        assert!(start.elapsed() < DEADLINE, "the nodes move");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let moved = start.elapsed();
+    assert_eq!(two.clients().await.unwrap().len(), NODES);
+    load.all(true).await;
+    load.flows().await;
+    let (gaps, resumed) = (load.gaps.clone(), load.resumed.clone());
+    let verdict = load.judge().await;
+    println!("moved within {moved:?}, told of {:?}: {verdict}", gaps.lock());
+    assert!(moved < bound(Duration::from_secs(2)));
+    verdict.assert_clean();
+    assert_eq!(resumed.lock().len(), 2, "each moved once");
 }

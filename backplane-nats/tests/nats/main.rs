@@ -6,8 +6,10 @@
 
 mod access;
 mod contracts;
+mod credentials;
 mod durable;
 mod harness;
+mod liar;
 mod load;
 mod misfortune;
 mod tls;

@@ -98,6 +98,7 @@ pub(crate) async fn open_breakable(url: &str) -> Result<SharedBus> {
         "redis" => Some(6379),
         "amqp" => Some(5672),
         "nats" => Some(4222),
+        "servicebus" if is_plain(url) => Some(5672),
         _ => None,
     };
     let (mut resolved, fault) = match (scheme(url).as_str(), port) {
@@ -121,6 +122,11 @@ fn scheme(url: &str) -> String {
         Some(_) => "mssql".to_owned(),
         None => before_colon.to_ascii_lowercase(),
     }
+}
+
+/// Whether this bus, which uses TLS unless told not to, was told not to.
+fn is_plain(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| url.query_pairs().any(|pair| pair == ("tls".into(), "false".into())))
 }
 
 /// Without host, user and password: it is shown on the page.

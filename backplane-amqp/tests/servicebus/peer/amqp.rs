@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fe2o3_amqp::acceptor::{
@@ -16,6 +19,7 @@ use fe2o3_amqp::types::messaging::{
 use fe2o3_amqp::types::primitives::{OrderedMap, SimpleValue, Symbol, Value};
 use fe2o3_amqp::{Receiver, Sendable, Sender};
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -37,6 +41,53 @@ struct Connection {
     answers: Mutex<HashMap<String, mpsc::UnboundedSender<Answer>>>,
 }
 
+/// What a client's `open` says of 60 s, the shortest that Microsoft's library takes: an `uint` of milliseconds.
+const IDLE_TIME_OUT: [u8; 5] = [0x70, 0, 0, 0xEA, 0x60];
+
+/// A stream whose first bytes are remembered: the acceptor does not show us what the client opened with.
+#[derive(Debug)]
+struct Overheard {
+    stream: TcpStream,
+    heard: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Overheard {
+    fn new(stream: TcpStream) -> (Self, Arc<Mutex<Vec<u8>>>) {
+        let heard = Arc::default();
+        (Self { stream, heard: Arc::clone(&heard) }, heard)
+    }
+}
+
+impl AsyncRead for Overheard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let mut heard = self.heard.lock();
+        if heard.len() < 1_024 {
+            heard.extend_from_slice(&buffer.filled()[before..]);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Overheard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 pub(super) async fn serve(listener: TcpListener, state: Arc<State>) {
     let mut connections = JoinSet::new();
     loop {
@@ -49,7 +100,13 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>) {
 async fn connection(stream: TcpStream, state: Arc<State>) {
     let acceptor =
         ConnectionAcceptor::builder().container_id("suite").sasl_acceptor(SaslAnonymousMechanism {}).build();
+    let (stream, heard) = Overheard::new(stream);
     let Ok(mut handle): Result<ListenerConnectionHandle, _> = acceptor.accept(stream).await else { return };
+    if !heard.lock().windows(IDLE_TIME_OUT.len()).any(|bytes| bytes == IDLE_TIME_OUT) {
+        let refusal = told(AmqpError::NotAllowed, "the idle time-out is not 60 s");
+        let _ = handle.close_with_error(refusal).await;
+        return;
+    }
     let connection =
         Arc::new(Connection { state, tokens: watch::Sender::default(), answers: Mutex::default() });
     let mut sessions = JoinSet::new();
@@ -79,10 +136,12 @@ fn told(condition: impl Into<ErrorCondition>, description: &str) -> definitions:
     definitions::Error::new(condition, Some(description.to_owned()), None)
 }
 
-fn busy() -> definitions::Error {
+fn busy(seconds: u64) -> definitions::Error {
     told(
         ErrorCondition::Custom(Symbol::from("com.microsoft:server-busy")),
-        "please wait 10 seconds and try again",
+        &format!(
+            "The entity is being throttled. Error code: 50009. Please wait {seconds} seconds and try again."
+        ),
     )
 }
 
@@ -222,18 +281,18 @@ async fn messages(mut receiver: Receiver, topic: &str, connection: &Connection) 
                 return;
             }
         };
-        let (is_busy, mute) = {
+        let (is_busy, seconds, mute) = {
             let mut manners = connection.state.manners.lock();
             let is_busy = manners.busy > 0;
             manners.busy = manners.busy.saturating_sub(1);
-            (is_busy, manners.mute)
+            (is_busy, manners.busy_seconds, manners.mute)
         };
         if mute {
             continue;
         }
         let answered = if is_busy {
             connection.state.note(Event::Busy);
-            receiver.reject(&delivery, busy()).await
+            receiver.reject(&delivery, busy(seconds)).await
         } else {
             connection.state.entities.lock().publish(topic, delivery.message());
             connection.state.note(Event::Message);
@@ -336,6 +395,13 @@ fn rule(
         connection.tokens.borrow().contains_key(&format!("{subscription}/$management").to_lowercase());
     if !authorized {
         return (401, "no token for $management");
+    }
+    {
+        let mut manners = connection.state.manners.lock();
+        if manners.refuse_rules > 0 {
+            manners.refuse_rules -= 1;
+            return (500, "as the suite wants it");
+        }
     }
     let request = map(body.try_into_value().ok());
     let name = string(&request, "rule-name");

@@ -49,8 +49,11 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
     } else {
         manage(state, &method, &path, &body)
     };
-    let body =
-        format!("<Error><Code>{}</Code><Detail>as the suite wants it</Detail></Error>", status.as_u16());
+    let seconds = state.manners.lock().busy_seconds;
+    let body = format!(
+        "<Error><Code>{}</Code><Detail>Please wait {seconds} seconds.</Detail></Error>",
+        status.as_u16()
+    );
     Response::builder().status(status).body(Full::new(Bytes::from(body))).unwrap()
 }
 

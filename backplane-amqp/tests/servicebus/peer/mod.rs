@@ -9,7 +9,6 @@ mod http;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -21,6 +20,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 pub(crate) use entities::{Entities, Rule};
+
+use crate::link::patience;
 
 /// The policy and its key.
 pub(crate) const KEY_NAME: &str = "suite";
@@ -52,8 +53,11 @@ pub(crate) enum Event {
 pub(crate) struct Manners {
     /// Tokens are refused.
     pub(crate) refuse_tokens: bool,
-    /// So many messages are refused as `com.microsoft:server-busy`.
+    /// So many messages are refused as `com.microsoft:server-busy`, and for how long it wants to be left alone.
     pub(crate) busy: usize,
+    pub(crate) busy_seconds: u64,
+    /// So many requests to make a rule or to remove one are refused with a 500.
+    pub(crate) refuse_rules: usize,
     /// Messages are taken, and never answered.
     pub(crate) mute: bool,
     /// The management interface answers 503.
@@ -131,8 +135,7 @@ impl Peer {
     /// Waits until the events satisfy `enough`.
     pub(crate) async fn until(&self, what: &str, enough: impl Fn(&[Event]) -> bool) {
         let mut events = self.state.events.subscribe();
-        let waited =
-            tokio::time::timeout(Duration::from_secs(20), events.wait_for(|events| enough(events))).await;
+        let waited = tokio::time::timeout(patience(), events.wait_for(|events| enough(events))).await;
         assert!(waited.is_ok(), "{what} did not happen: {:?}", self.events());
     }
 
@@ -147,7 +150,7 @@ impl Peer {
                 changed.await;
             }
         };
-        let waited = tokio::time::timeout(Duration::from_secs(20), counted).await;
+        let waited = tokio::time::timeout(patience(), counted).await;
         assert!(waited.is_ok(), "{} links receive", self.state.entities.lock().receivers());
     }
 

@@ -1,5 +1,7 @@
 //! `buses`: the buses over message brokers, each beside a bare loop on the same crate.
 
+pub(crate) mod amqp_1_0;
+pub(crate) mod jetstream;
 pub(crate) mod nats;
 pub(crate) mod rabbitmq;
 
@@ -18,6 +20,9 @@ const PACE: u32 = 1_000;
 /// Ours against the bare loop.
 const LATENCY: Bound = Bound::RatioAtMost(2.0);
 
+/// What the URL of a bus over JetStream ends with, and that of the bare loop over it.
+pub(crate) const DURABLE: &str = "?durable=true";
+
 /// A broker that is measured.
 struct Measured {
     name: &'static str,
@@ -25,7 +30,8 @@ struct Measured {
     url: String,
     parameters: &'static str,
     process: u32,
-    rate: Bound,
+    /// Of rate and p99, ours against the bare loop; without, they are printed.
+    bounds: Option<(Bound, Bound)>,
 }
 
 pub(crate) async fn run(options: &Options) -> Result<Vec<Verdict>> {
@@ -33,7 +39,11 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Verdict>> {
     println!(
         "  bare RabbitMQ: `lapin`, 512 confirms outstanding, prefetch 1,000, acknowledged in runs of 250"
     );
+    println!("  bare AMQP 1.0: `fe2o3-amqp`, 512 outcomes outstanding, credit for 1,000");
     println!("  bare NATS: `async-nats`, 512 messages and one probe, awaited");
+    println!(
+        "  bare JetStream: `async-nats`, 512 acknowledgements outstanding, ordered consumer, no identities"
+    );
     println!(
         "  ours: 64 tasks post to a group, 512 acceptances outstanding in all; router, outbound queue, joined"
     );
@@ -45,7 +55,18 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Verdict>> {
             // What the consumer is behind with flat out shall wait, not be lost.
             parameters: "?max_queue_bytes=4000000000",
             process: broker.process().id().ok_or("the broker does not run")?,
-            rate: Bound::RatioAtLeast(0.7),
+            bounds: Some((Bound::RatioAtLeast(0.7), LATENCY)),
+        };
+        verdicts.extend(measured.run(options).await?);
+        broker.stop().await;
+    }
+    if let Some(broker) = RabbitMq::require(RabbitMqOptions::amqp_1_0()).await {
+        let measured = Measured {
+            name: "AMQP 1.0 on RabbitMQ",
+            url: broker.url_of_amqp_1_0("bench").await?,
+            parameters: "",
+            process: broker.process().id().ok_or("the broker does not run")?,
+            bounds: None,
         };
         verdicts.extend(measured.run(options).await?);
         broker.stop().await;
@@ -53,11 +74,18 @@ pub(crate) async fn run(options: &Options) -> Result<Vec<Verdict>> {
     let jetstream = NatsOptions { jetstream: true, ..NatsOptions::default() };
     if let Some(broker) = Nats::require(jetstream).await {
         let process = broker.process().id().ok_or("the broker does not run")?;
-        // What the subscriber is behind with flat out shall wait, not be lost.
-        let parameters = "?max_undelivered=1000000000";
-        let rate = Bound::RatioAtLeast(0.5);
-        let measured = Measured { name: "NATS", url: broker.url(), parameters, process, rate };
-        verdicts.extend(measured.run(options).await?);
+        let core = Measured {
+            name: "NATS",
+            url: broker.url(),
+            // What the subscriber is behind with flat out shall wait, not be lost.
+            parameters: "?max_undelivered=1000000000",
+            process,
+            bounds: Some((Bound::RatioAtLeast(0.5), LATENCY)),
+        };
+        verdicts.extend(core.run(options).await?);
+        let url = format!("{}{DURABLE}", broker.url());
+        let durable = Measured { name: "JetStream", url, parameters: "", process, bounds: None };
+        verdicts.extend(durable.run(options).await?);
         broker.stop().await;
     }
     Ok(verdicts)
@@ -75,10 +103,28 @@ impl Measured {
     }
 
     async fn run(&self, options: &Options) -> Result<Vec<Verdict>> {
-        Ok(vec![self.throughput(options).await?, self.latency(options).await?])
+        let (rate, p99) = (self.throughput(options).await?, self.latency(options).await?);
+        let (rate_bound, p99_bound) = self.bounds.unzip();
+        let held = [
+            ("deliveries/s, ratio of medians", rate, rate_bound),
+            ("ratio of the medians of p99", p99, p99_bound),
+        ];
+        let mut verdicts = Vec::new();
+        for (what, figure, bound) in held {
+            let what = format!("{}, {what}", self.name);
+            match bound {
+                Some(bound) => verdicts.push(Verdict::new(what, figure, bound)),
+                None => println!("  {what}: {figure:.2}, without a bound"),
+            }
+        }
+        for verdict in &verdicts {
+            println!("  {verdict}");
+        }
+        Ok(verdicts)
     }
 
-    async fn throughput(&self, options: &Options) -> Result<Verdict> {
+    /// Ours against the bare loop.
+    async fn throughput(&self, options: &Options) -> Result<f64> {
         let measured = options.measured(3.0);
         let mut rates = Table::new(&[
             ("bare /s", 0),
@@ -110,14 +156,11 @@ impl Measured {
         }
         println!("\n {}, deliveries/s flat out\n{rates}", self.name);
         println!("  processor time per message in us; nothing was lost, repeated or out of order\n{costs}");
-        let ratio = rates.median(1) / rates.median(0);
-        let verdict =
-            Verdict::new(format!("{}, deliveries/s, ratio of medians", self.name), ratio, self.rate);
-        println!("  {verdict}");
-        Ok(verdict)
+        Ok(rates.median(1) / rates.median(0))
     }
 
-    async fn latency(&self, options: &Options) -> Result<Verdict> {
+    /// The p99 of ours against that of the bare loop.
+    async fn latency(&self, options: &Options) -> Result<f64> {
         let measured = options.measured(3.0);
         let mut table = Table::new(&[
             ("bare p50", 0),
@@ -139,9 +182,6 @@ impl Measured {
             table.round([bare_p50, ours_p50, bare_p99, ours_p99, ratio, bare.elsewhere, ours.elsewhere]);
         }
         println!("  {}, us from sending to receipt at {PACE} messages/s\n{table}", self.name);
-        let ratio = table.median(3) / table.median(2);
-        let verdict = Verdict::new(format!("{}, ratio of the medians of p99", self.name), ratio, LATENCY);
-        println!("  {verdict}");
-        Ok(verdict)
+        Ok(table.median(3) / table.median(2))
     }
 }

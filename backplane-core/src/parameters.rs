@@ -53,6 +53,11 @@ impl<'url> Parameters<'url> {
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) for a fragment, for a raw `@` behind the host (a password that is not
     /// percent-encoded), for what is not UTF-8 when decoded, for a name that occurs twice. It never repeats a value.
     pub fn of(url: &'url str) -> Result<(&'url str, Self)> {
+        if url.chars().any(char::is_control) {
+            return Err(invalid(
+                "a URL holds no control character: is there a line break at its end? In a password it is percent-encoded",
+            ));
+        }
         if url.contains('#') {
             return Err(invalid(
                 "a `#` in a URL must be written %23; a fragment has no meaning (certificates are always verified, and \
@@ -198,8 +203,38 @@ pub fn is_unknown(error: &Error) -> bool {
 /// # Errors
 /// [`InvalidConfig`](ErrorKind::InvalidConfig) with both when it cannot be read.
 pub fn read_file(name: &str, path: &str) -> Result<Vec<u8>> {
+    check_path(name, path)?;
     std::fs::read(path)
         .map_err(|error| invalid(format!("`{name}`: the file {path} cannot be read")).with_source(error))
+}
+
+/// Refuses what stands where the parameter `name` of a URL wants the name of a file, and looks like the content of one: a key
+/// that an error would show.
+///
+/// # Errors
+/// [`InvalidConfig`](ErrorKind::InvalidConfig) without a word of it.
+pub fn check_path(name: &str, path: &str) -> Result<()> {
+    // PEM, a JWT, the seed of an nkey.
+    let is_seed =
+        path.len() >= 40 && path.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+    if is_seed || path.contains('\n') || path.contains("-----") || path.starts_with("eyJ") {
+        return Err(invalid(format!("`{name}` names a file; what was given looks like its content")));
+    }
+    Ok(())
+}
+
+/// A host as it stands in a URL, without the brackets of IPv6.
+///
+/// # Errors
+/// [`InvalidConfig`](ErrorKind::InvalidConfig) when it is empty, not ASCII or percent-encoded: nobody would find it.
+pub fn host(text: &str) -> Result<String> {
+    if text.is_empty() {
+        return Err(invalid("the URL names no host"));
+    }
+    if !text.is_ascii() || text.contains('%') {
+        return Err(invalid("a host is ASCII and not percent-encoded; other letters are written `xn--...`"));
+    }
+    Ok(text.trim_start_matches('[').trim_end_matches(']').to_owned())
 }
 
 /// A configuration that cannot work, with a sentence that says so: [`InvalidConfig`](ErrorKind::InvalidConfig).
@@ -315,6 +350,7 @@ mod tests {
             ("x://h?a=%FF", "`a` is not percent-encoded UTF-8"),
             ("x://h?%FF=s3cret", "name"),
             ("x://h#s3cret", "%23"),
+            ("x://u:s3cret@h\n", "line break"),
             ("x://u:s3cret/@h", "%2F"),
             ("x://h,x://u:s3cret/@h", "%2F"),
             ("x://u:s3cret?@h", "%3F"),
@@ -351,8 +387,24 @@ mod tests {
     }
 
     #[test]
+    fn a_host_is_taken_as_it_is_or_refused() {
+        assert_eq!(host("[::1]").expect("an address"), "::1");
+        assert_eq!(host("xn--bcher-kva.example").expect("a name"), "xn--bcher-kva.example");
+        for wrong in ["", "b\u{fc}cher.example", "b%C3%BCcher.example", "my%2Dhost"] {
+            assert_eq!(host(wrong).expect_err(wrong).kind(), ErrorKind::InvalidConfig);
+        }
+    }
+
+    #[test]
     fn a_file_is_read_or_named() {
         assert!(read_file("ca", "Cargo.toml").expect("the manifest can be read").starts_with(b"[package]"));
+        for content in
+            ["-----BEGIN PRIVATE KEY-----s3cret", "s3cret\ns3cret", "eyJs3cret", &"S3CRET".repeat(7)]
+        {
+            let error = read_file("key", content).expect_err("not the name of a file");
+            let shown = format!("{error} {error:?}").to_lowercase();
+            assert!(shown.contains("`key` names a file") && !shown.contains("s3cret"), "{shown}");
+        }
         let error = read_file("key", "no-such-file.pem").expect_err("no such file");
         assert!(error.to_string().contains("`key`: the file no-such-file.pem"), "{error}");
     }

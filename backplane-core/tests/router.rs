@@ -158,3 +158,41 @@ async fn hubs_of_one_node_do_not_meet() {
     assert_eq!(client.receives().await, "hub");
     assert_eq!(other.receives().await, "other");
 }
+
+/// A process that stood still finds more than a client's queue holds: a client that reads must keep up with it.
+#[tokio::test]
+async fn a_backlog_is_not_read_past_clients_that_read() {
+    const MESSAGES: usize = 60_000;
+    let bus = MemoryBus::default();
+    let reader = Router::open(Arc::new(bus.clone()), RouterConfig::default()).await.expect("opens");
+    let (sender, mut receiver) = outbound(OutboundLimits::default());
+    assert!(OutboundLimits::default().messages < MESSAGES / 3);
+    let id = reader.new_connection_id();
+    let client = LocalConnection { id, user: None, protocol: Protocol::JSON, outbound: sender };
+    let _registration = reader.register(client).await.expect("registers");
+    let received = tokio::spawn(async move {
+        let mut received = 0;
+        while received < MESSAGES {
+            received += receiver.next().await.expect("is not disconnected").messages;
+        }
+    });
+    let writer = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async move {
+            let writer = Router::open(Arc::new(bus), RouterConfig::default()).await.expect("opens");
+            for _ in 0..MESSAGES / 1_000 {
+                let all = Target::all();
+                let sends = (0..1_000).map(|_| writer.send(&all, &[], EncodedMessage::json("x")));
+                futures::future::try_join_all(sends).await.expect("accepted");
+            }
+            writer.shutdown().await.expect("shuts down");
+        });
+    });
+    // This thread stands still meanwhile, and with it everything that reads.
+    writer.join().expect("the writer sends all");
+    tokio::time::timeout(Duration::from_secs(30), received)
+        .await
+        .expect("in time")
+        .expect("everything arrives");
+    reader.shutdown().await.expect("shuts down");
+}

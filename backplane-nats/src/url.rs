@@ -1,7 +1,7 @@
 //! A configuration from a URL, strictly: what is not understood is an error that names it.
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, invalid, percent_decode, read_file};
+use backplane_core::parameters::{Parameters, check_path, host, invalid, percent_decode, read_file};
 use backplane_tls::TlsFiles;
 use url::{Host, Url};
 
@@ -25,12 +25,13 @@ impl NatsConfig {
     /// ```
     ///
     /// # Errors
-    /// [`InvalidConfig`](backplane_core::ErrorKind::InvalidConfig) when something in the URL is unknown, given twice or cannot work.
+    /// [`InvalidConfig`](backplane_core::ErrorKind::InvalidConfig) when something in the URL is unknown, given twice or
+    /// cannot work.
     pub fn from_url(text: &str) -> Result<Self> {
         let (address, mut parameters) = Parameters::of(text)?;
         let (scheme, authority) =
             address.split_once("://").ok_or_else(|| invalid("the URL cannot be read"))?;
-        let tls = match scheme {
+        let tls = match &*scheme.to_ascii_lowercase() {
             "nats" => false,
             "tls" => true,
             _ => return Err(invalid("the NATS bus takes the schemes nats and tls")),
@@ -80,7 +81,7 @@ fn server(text: &str) -> Result<NatsServer> {
     let unreadable = || invalid("an address cannot be read: write HOST or HOST:PORT, separated by commas");
     let url = Url::parse(&format!("nats://{text}")).map_err(|error| unreadable().with_source(error))?;
     let host = match url.host() {
-        Some(Host::Domain(name)) if !name.is_empty() => name.to_owned(),
+        Some(Host::Domain(name)) if !name.is_empty() => host(name)?,
         Some(Host::Ipv4(address)) => address.to_string(),
         Some(Host::Ipv6(address)) => address.to_string(),
         _ => return Err(unreadable()),
@@ -93,6 +94,9 @@ fn read_credentials(text: &str) -> Result<Credentials> {
         percent_decode(text).ok_or_else(|| invalid("user, password or token is not percent-encoded UTF-8"))
     };
     match text.split_once(':') {
+        None | Some(("", _)) if !text.bytes().any(|byte| byte != b':') => {
+            Err(invalid("user and password are empty"))
+        }
         Some((user, password)) => {
             Ok(Credentials::User { user: decoded(user)?, password: decoded(password)? })
         }
@@ -108,6 +112,7 @@ fn read_parameters(parameters: &mut Parameters<'_>, config: &mut NatsConfig) -> 
         config.inbox = inbox;
     }
     if let Some(path) = parameters.take("creds") {
+        check_path("creds", &path)?;
         set_credentials(config, Credentials::CredentialsFile(path.into()))?;
     }
     if let Some(path) = parameters.take("nkey") {
@@ -118,8 +123,14 @@ fn read_parameters(parameters: &mut Parameters<'_>, config: &mut NatsConfig) -> 
     }
     parameters.size("max_frame", &mut config.max_frame)?;
     parameters.size("max_undelivered", &mut config.max_undelivered)?;
+    let spreads = parameters.has("propagation");
     parameters.duration("propagation", &mut config.propagation)?;
     config.durable = read_durable(parameters)?;
+    if spreads && config.durable.is_some() {
+        return Err(invalid(
+            "`propagation` is for core NATS: a stream has every frame, whoever subscribes when",
+        ));
+    }
     Ok(())
 }
 
@@ -174,7 +185,7 @@ mod tests {
     fn every_part_of_a_url_is_read() {
         let config = NatsConfig::from_url(
             "nats://us%40er:p%3Aw@[::1]:7000,two:1,nats://three/?subject=app.eu&inbox=_IN&max_frame=1000\
-             &max_undelivered=70000&propagation=20ms&durable=true&stream=S&storage=file&replicas=3&max_age=1m\
+             &max_undelivered=70000&durable=true&stream=S&storage=file&replicas=3&max_age=1m\
              &max_bytes=2097152&create=false",
         )
         .unwrap();
@@ -184,7 +195,8 @@ mod tests {
         assert_eq!((user.as_str(), password.as_str()), ("us@er", "p:w"));
         assert_eq!((config.subject.as_str(), config.inbox.as_str()), ("app.eu", "_IN"));
         assert_eq!((config.max_frame, config.max_undelivered), (Some(1_000), 70_000));
-        assert_eq!(config.propagation, Some(Duration::from_millis(20)));
+        let spread = NatsConfig::from_url("NATS://localhost?propagation=20ms").unwrap();
+        assert_eq!(spread.propagation, Some(Duration::from_millis(20)));
         let durable = Durable {
             stream: Some("S".to_owned()),
             storage: Storage::File,
@@ -247,6 +259,18 @@ mod tests {
             ("nats://localhost?nkey=Cargo.toml", "nkey seed"),
             ("nats://localhost?creds=Cargo.toml", "credentials file"),
             ("nats://localhost/path", "path"),
+            ("nats://@localhost", "empty"),
+            ("nats://:@localhost", "empty"),
+            ("nats://my%2Dhost", "percent-encoded"),
+            ("nats://localhost?durable=true&propagation=1s", "core NATS"),
+            (
+                "nats://localhost?nkey=SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
+                "`nkey` names a file",
+            ),
+            (
+                "nats://localhost?creds=SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
+                "`creds` names a file",
+            ),
             ("nats://one,user:password@two", "first address"),
             ("nats://user:password@one,user:other@two", "first address"),
             ("nats://user:pass,word@one", "address"),

@@ -1,6 +1,6 @@
 //! A configuration from a URL, strictly: what is not understood is an error that names it.
 
-use backplane_core::parameters::{Parameters, invalid};
+use backplane_core::parameters::{self, Parameters, invalid, percent_decode};
 use backplane_core::{Error, ErrorKind, Result};
 use backplane_tls::TlsFiles;
 use redis::IntoConnectionInfo;
@@ -75,6 +75,10 @@ fn read_resp(parameters: &mut Parameters<'_>, config: &mut RedisConfig) -> Resul
 
 /// Host, port, database and credentials, as the `redis` crate reads them.
 fn base(url: &Url) -> Result<RedisConfig> {
+    for part in [url.username(), url.password().unwrap_or_default()] {
+        percent_decode(part).ok_or_else(|| invalid("user or password is not percent-encoded UTF-8"))?;
+    }
+    parameters::host(url.host_str().unwrap_or_default())?;
     let mut bare = url.clone();
     // TLS is ours, so the crate need not be built with it.
     bare.set_scheme("redis").map_err(|()| invalid("the URL has no authority"))?;
@@ -108,7 +112,8 @@ fn foreign_scheme(scheme: &str) -> Error {
              cluster carries every PUBLISH to all of its nodes"
         }
         _ => {
-            return invalid(format!("`{scheme}` is no scheme of the Redis bus; it takes redis and rediss"));
+            // Not repeated: what stands there may be a user.
+            return invalid("the Redis bus takes the schemes redis and rediss");
         }
     };
     Error::new(ErrorKind::Unsupported, "open").with_context(sentence)
@@ -154,6 +159,8 @@ mod tests {
             ("redis://localhost?cluster=yes", "`cluster`"),
             ("redis://localhost?max_frame=1k", "`max_frame`"),
             ("redis://localhost?max_frame=0", "max_frame"),
+            ("redis://u:p%zz@localhost", "percent-encoded"),
+            ("redis://b\u{fc}cher.example", "xn--"),
             ("redis://localhost?ca=ca.pem", "rediss://"),
             ("rediss://localhost?cert=cert.pem", "belong together"),
             ("rediss://localhost?ca=no-such-file.pem", "no-such-file.pem"),
@@ -161,7 +168,7 @@ mod tests {
             ("redis://localhost/-1", "database"),
             ("rediss://localhost#insecure", "verified"),
             ("redis://user@localhost", "password"),
-            ("http://localhost", "`http`"),
+            ("http://localhost", "schemes redis and rediss"),
             ("redis://", "URL"),
             ("localhost", "URL"),
         ] {

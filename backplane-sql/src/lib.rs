@@ -26,8 +26,8 @@
 //! - **A dead or frozen database** ends the link within the heartbeat bound: a statement may take half of it, and a look is
 //!   due each quarter of it at least.
 //! - **Memory is bounded.** While more than `max_undelivered` waits for whoever polls `inbound`, nothing is read; the log
-//!   keeps it. A statement brings half of that at most, or a single larger frame, however frames grow from one moment to the
-//!   next: those that are too large for a look are fetched in portions, when there is room.
+//!   keeps it. A statement brings half of that, or 64 KiB, at most, or a single larger frame, however frames grow from one
+//!   moment to the next: those that are too large for a look are fetched in portions, when there is room.
 //!
 //! # How frames are stored
 //! What a node sends to one topic without sending to another in between shares a row, as far as it is small (3.5 KiB
@@ -40,7 +40,7 @@
 //!
 //! | parameter | meaning | default |
 //! |---|---|---|
-//! | `schema` | schema of the tables | the connection's |
+//! | `schema` | schema of the tables; refused by MySQL and SQLite | the connection's |
 //! | `table` | what the names of the tables begin with | `backplane` |
 //! | `create` | `false`: the schema must be there | `true` |
 //! | `retention` | how long rows are kept at least | `60s` |
@@ -48,12 +48,35 @@
 //! | `poll_min`, `poll_max` | shortest and longest pause between two looks | `1ms`, `300ms` |
 //! | `hole_deadline` | how long missing rows are looked for | `10s` |
 //! | `order` | `publisher` or `total` | `publisher` |
-//! | `durability` | `full` or `relaxed` | `full` |
-//! | `doorbell` | `false`: only polling, and no ring for others | `true` |
+//! | `durability` | `full` or `relaxed`; `relaxed` is refused by MySQL | `full` |
+//! | `doorbell` | `false`: only polling, and no ring for others; MySQL and SQL Server have nothing to ring | `true` |
 //! | `max_frame` | largest frame | `16MiB` |
 //! | `max_undelivered` | most bytes that wait for the reader | `16MiB` |
 //!
 //! Durations are written `500ms`, `10s`, `2m`, sizes `65536`, `64KiB`, `8MiB`, `1GiB`.
+//!
+//! What each database takes besides, under the names that its own tools use; SQLite takes nothing else. Files are PEM.
+//!
+//! | database | parameter | meaning | default |
+//! |---|---|---|---|
+//! | PostgreSQL | `application_name` | what the server calls our sessions | `backplane` |
+//! | | `prepared` | `false`: statements travel without being prepared | unless a pooler is noticed |
+//! | | `sslmode` | `disable`, `prefer`, `require`, `verify-ca` or `verify-full` | `verify-ca` with `sslrootcert`, else `PGSSLMODE` of the environment, or `prefer` |
+//! | | `sslrootcert` | file of the authorities that are trusted; makes `require` mean `verify-ca` | those of this machine, where the mode verifies |
+//! | | `sslcert`, `sslkey` | files of our certificate and its key, only together | none |
+//! | | `listen_url` | where to listen for the doorbell, past a pooler; without parameters of its own, and what is percent-encoded in a URL is so once more (`/` in a password is `%252F`) | the URL itself |
+//! | MySQL | `socket` | path of a Unix socket, instead of host and port | none |
+//! | | `ssl-mode` | `disabled`, `preferred`, `required`, `verify_ca` or `verify_identity` | `verify_ca` with `ssl-ca`, else `preferred` |
+//! | | `ssl-ca` | file of the authorities that are trusted; only with a mode that verifies | those of this machine, where the mode verifies |
+//! | | `ssl-cert`, `ssl-key` | files of our certificate and its key, only together | none |
+//! | SQL Server | `encrypt` | `false`: only the login is secret, unless the server wants more | `true` |
+//! | | `trust_server_certificate` | `true`: any certificate will do | `false` |
+//! | | `trust_server_certificate_ca` | file of the authority that is trusted; not with the one before | those of this machine |
+//! | | `hostname_in_certificate` | the name that the certificate must have | the host |
+//! | | `application_name` | what the server calls our sessions | `backplane` |
+//!
+//! SQL Server takes an ADO connection string too (`Server=tcp:host,1433;Database=...`), with the keywords of ADO and none of
+//! the parameters above.
 
 mod bus;
 mod config;

@@ -1,7 +1,7 @@
 //! TLS by rustls for the buses: whom a link trusts, who it is, and what a failed handshake means.
 //!
-//! One set of words for all brokers: the parameters `ca`, `cert` and `key` of a URL name files in PEM; without `ca` the
-//! system's roots are trusted. TLS 1.2 and 1.3; certificates are always verified. The provider is aws-lc-rs, handed in and
+//! One set of words for the message buses: the parameters `ca`, `cert` and `key` of a URL name files in PEM; without `ca` the
+//! system's roots are trusted. (The drivers of databases speak TLS themselves, under the names that their tools use.) TLS 1.2 and 1.3; certificates are always verified. The provider is aws-lc-rs, handed in and
 //! never installed for the process.
 
 use std::fmt;
@@ -230,6 +230,15 @@ pub fn meaning(error: &rustls::Error, host: &str) -> (ErrorKind, String) {
                 ErrorKind::InvalidConfig,
                 "the server's certificate comes from an unknown CA; name a private one (`ca`)".to_owned(),
             ),
+            CertificateError::Other(_)
+            | CertificateError::InvalidPurpose
+            | CertificateError::InvalidPurposeContext { .. }
+            | CertificateError::BadEncoding
+            | CertificateError::UnhandledCriticalExtension => (
+                ErrorKind::InvalidConfig,
+                "the server's certificate cannot serve as one: it is a CA's own, or was made for something else"
+                    .to_owned(),
+            ),
             // An expired certificate may be renewed, a clock set right: worth another try.
             _ => (ErrorKind::Unavailable, "the server's certificate is not valid".to_owned()),
         },
@@ -239,6 +248,9 @@ pub fn meaning(error: &rustls::Error, host: &str) -> (ErrorKind, String) {
             "the server does not speak TLS on this port; take its TLS port, or the scheme without TLS"
                 .to_owned(),
         ),
+        rustls::Error::PeerIncompatible(_) => {
+            (ErrorKind::InvalidConfig, "the server offers neither TLS 1.2 nor 1.3 in a way that we speak".to_owned())
+        }
         _ => (ErrorKind::Unavailable, "TLS failed".to_owned()),
     }
 }
@@ -326,6 +338,7 @@ mod tests {
         let wrong = |error: CertificateError| meaning(&rustls::Error::InvalidCertificate(error), "here").0;
         assert_eq!(wrong(CertificateError::NotValidForName), ErrorKind::InvalidConfig);
         assert_eq!(wrong(CertificateError::UnknownIssuer), ErrorKind::InvalidConfig);
+        assert_eq!(wrong(CertificateError::InvalidPurpose), ErrorKind::InvalidConfig);
         assert_eq!(wrong(CertificateError::Expired), ErrorKind::Unavailable);
         let alert = |alert| meaning(&rustls::Error::AlertReceived(alert), "here").0;
         assert_eq!(alert(AlertDescription::CertificateRequired), ErrorKind::Denied);

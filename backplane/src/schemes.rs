@@ -220,7 +220,10 @@ fn scheme_of(url: &str) -> Result<String> {
     })?;
     let credentials_without_scheme = rest.contains('@') && !rest.starts_with("//");
     if !is_scheme(scheme) || credentials_without_scheme {
-        return Err(invalid("not a URL: write a scheme in front, such as `redis://` or `memory:`"));
+        return Err(invalid(
+            "not a URL: write a scheme in front, such as `redis://` or `memory:`; an `@` in a file's name or a parameter is \
+             written %40",
+        ));
     }
     Ok(scheme.to_ascii_lowercase())
 }

@@ -1,7 +1,7 @@
 //! A configuration from a URL, strictly: what is not understood is an error that names it.
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, invalid, percent_decode};
+use backplane_core::parameters::{Parameters, host, invalid, percent_decode};
 use backplane_tls::TlsFiles;
 use url::Url;
 
@@ -29,13 +29,15 @@ impl RabbitConfig {
     pub fn from_url(text: &str) -> Result<Self> {
         let (address, parameters) = Parameters::of(text)?;
         let (scheme, hosts, one) = split_hosts(address)?;
+        let scheme = &*scheme.to_ascii_lowercase();
         // The parser's own error never repeats the text, which may hold a password.
         let url = Url::parse(&one).map_err(|error| invalid("the URL cannot be read").with_source(error))?;
         let tls = match scheme {
             "amqp" => false,
             "amqps" => true,
             _ => {
-                return Err(invalid(format!("`{scheme}` is no scheme of RabbitMQ; it takes amqp and amqps")));
+                // Not repeated: what stands there may be a user.
+                return Err(invalid("RabbitMQ takes the schemes amqp and amqps"));
             }
         };
         let addresses =
@@ -72,6 +74,9 @@ fn split_hosts(text: &str) -> Result<(&str, Vec<&str>, String)> {
         Some(at) => authority.split_at(at + 1),
         None => ("", authority),
     };
+    if matches!(credentials, "@" | ":@") {
+        return Err(invalid("user and password are empty; without both of them it is guest"));
+    }
     if credentials.matches('@').count() > 1 {
         return Err(invalid("user and password stand once, before all hosts; an `@` in them is written %40"));
     }
@@ -83,8 +88,7 @@ fn split_hosts(text: &str) -> Result<(&str, Vec<&str>, String)> {
 fn read_address(scheme: &str, text: &str, tls: bool) -> Result<RabbitAddress> {
     let wrong = || invalid("an address cannot be read; write HOST or HOST:PORT, separated by commas");
     let url = Url::parse(&format!("{scheme}://{text}")).map_err(|error| wrong().with_source(error))?;
-    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let host = host(url.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?)?;
     Ok(RabbitAddress { host, port: url.port().unwrap_or(if tls { 5671 } else { 5672 }) })
 }
 
@@ -188,7 +192,10 @@ mod tests {
             ("amqps://localhost?ca=/no/such/file.pem", "/no/such/file.pem"),
             ("amqp://localhost#x", "%23"),
             ("amqp://a,:5672", "an address"),
-            ("http://localhost", "`http`"),
+            ("amqp://@localhost", "empty"),
+            ("amqp://:@localhost", "empty"),
+            ("amqp://my%2Dhost", "percent-encoded"),
+            ("http://localhost", "schemes amqp and amqps"),
             ("localhost", "names no host"),
         ] {
             let error = refused(url);

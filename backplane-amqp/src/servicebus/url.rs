@@ -1,7 +1,7 @@
 //! A configuration from a URL or from Azure's connection string, strictly.
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, invalid, percent_decode};
+use backplane_core::parameters::{Parameters, host, invalid, percent_decode};
 use backplane_tls::TlsFiles;
 use url::Url;
 
@@ -75,6 +75,14 @@ fn from_url(text: &str) -> Result<ServiceBusConfig> {
     config.plain = !tls;
     let files = TlsFiles::take(&mut parameters);
     entities(&mut parameters, &mut config)?;
+    if parameters.has("ttl") && config.entities != Entities::Created {
+        return Err(invalid(
+            "`ttl` is set on entities that this bus makes: leave it away where it makes none",
+        ));
+    }
+    if parameters.has("token_lifetime") && !matches!(config.credentials, Credentials::Key { .. }) {
+        return Err(invalid("`token_lifetime` is for tokens, which only a shared access key makes"));
+    }
     parameters.parse(
         "filters",
         &mut config.filters,
@@ -93,7 +101,8 @@ fn from_url(text: &str) -> Result<ServiceBusConfig> {
     parameters.size("max_undelivered", &mut config.max_undelivered)?;
     parameters.duration("publish_timeout", &mut config.publish_timeout)?;
     parameters.finish("servicebus")?;
-    if config.plain {
+    let any_tls = !config.plain || config.management.as_ref().is_some_and(|address| address.tls);
+    if !any_tls {
         files.refuse("tls=true")?;
     } else if files.given() {
         config.tls = Some(files.open()?);
@@ -102,9 +111,7 @@ fn from_url(text: &str) -> Result<ServiceBusConfig> {
 }
 
 fn host_of(url: &Url) -> Result<String> {
-    let host =
-        url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| invalid("the host is missing"))?;
-    Ok(host.trim_matches(['[', ']']).to_owned())
+    host(url.host_str().unwrap_or_default())
 }
 
 fn credentials(url: &Url, parameters: &mut Parameters<'_>) -> Result<Credentials> {
@@ -152,6 +159,9 @@ fn entities(parameters: &mut Parameters<'_>, config: &mut ServiceBusConfig) -> R
         }
         (true, ..) => {
             return Err(invalid("`management=none` goes with neither `create=true` nor `subscription`"));
+        }
+        (false, Some(false), Some(_)) if management_at.is_some() => {
+            return Err(invalid("`management` makes entities: leave it away with `create=false`"));
         }
         (false, Some(false), Some(subscription)) => Entities::Provisioned { subscription },
         (false, Some(false), None) => {
@@ -325,6 +335,9 @@ mod tests {
             ("servicebus://a:s3cret@h?tls=false&ca=x", "TLS"),
             ("servicebus://a:s3cret@h?ca=/does/not/exist", "/does/not/exist"),
             ("servicebus://a:s3cret@h/t%20x", "topic"),
+            ("servicebus://a:s3cret@h?create=false&subscription=x&management=http://y", "management"),
+            ("servicebus://a:s3cret@h?create=false&subscription=x&ttl=10s", "ttl"),
+            ("servicebus://a:s3cret@h?auth=sasl&management=none&token_lifetime=10s", "token_lifetime"),
             ("servicebus://a:s3cret@h?ttl=1ms", "ttl"),
             ("redis://a:s3cret@h", "servicebus://"),
             ("Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey=s3cret;Timeout=3", "EntityPath"),

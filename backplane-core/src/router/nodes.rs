@@ -21,6 +21,8 @@ pub(crate) struct Nodes {
     /// Since when we hear our own beats without interruption.
     hearing_since: Option<Instant>,
     up_since: Instant,
+    /// When the last late echo came: until then we did not hear what was sent.
+    deaf_until: Instant,
 }
 
 impl Nodes {
@@ -33,6 +35,7 @@ impl Nodes {
             outstanding: VecDeque::new(),
             hearing_since: None,
             up_since: now,
+            deaf_until: now,
         }
     }
 
@@ -80,6 +83,7 @@ impl Nodes {
                 *heard = (*heard + late).min(now);
             }
             self.hearing_since = self.hearing_since.map(|since| (since + late).min(now));
+            self.deaf_until = now;
         }
         while self.outstanding.front().is_some_and(|(sent, _)| *sent <= seq) {
             self.outstanding.pop_front();
@@ -146,14 +150,19 @@ impl Nodes {
         self.gone.insert(node);
     }
 
-    /// Whether `node`, for which somebody waits since `waiting`, is known not to live: unheard although we have listened
-    /// long enough from then on to have heard it. It may have started just before.
+    /// Whether `node`, for which somebody waits since `waiting`, is known not to live: unheard although we have listened for
+    /// long, and long enough since then for its next beat to come. It may have started just before.
     pub(crate) fn is_absent(&self, node: NodeId, waiting: Instant, now: Instant) -> bool {
-        let is_long = |since| now.saturating_duration_since(since) >= self.patience();
+        // While we do not hear ourselves, silence means nothing.
+        if self.silence(now) > self.tolerance() {
+            return false;
+        }
+        let is_since = |since, long: Duration| now.saturating_duration_since(since) >= long;
+        let next_beat = Self::beat_interval(self.bound).mul_f64(1.3);
         !self.others.contains_key(&node)
-            && self.hearing_since.is_some_and(is_long)
-            && is_long(self.up_since)
-            && is_long(waiting)
+            && self.hearing_since.is_some_and(|since| is_since(since, self.patience()))
+            && is_since(self.up_since, self.patience())
+            && is_since(waiting.max(self.deaf_until), next_beat)
     }
 }
 
@@ -210,8 +219,14 @@ mod tests {
         // We have listened for long, but nobody had asked for it.
         let asked = at(start, 27.0);
         assert!(!nodes.is_absent(OTHER, asked, asked));
-        assert!(!nodes.is_absent(OTHER, asked, at(start, 36.5)));
-        assert!(nodes.is_absent(OTHER, asked, at(start, 36.7)));
+        assert!(!nodes.is_absent(OTHER, asked, at(start, 30.8)));
+        assert!(nodes.is_absent(OTHER, asked, at(start, 31.0)));
+        // While our own beat is missing nobody is missed, and the time until it came does not count.
+        nodes.sent(10, at(start, 30.0));
+        assert!(!nodes.is_absent(OTHER, asked, at(start, 31.0)));
+        nodes.echoed(10, at(start, 32.0));
+        assert!(!nodes.is_absent(OTHER, asked, at(start, 35.8)));
+        assert!(nodes.is_absent(OTHER, asked, at(start, 36.0)));
         nodes.heard(OTHER, at(start, 36.8));
         assert!(!nodes.is_absent(OTHER, asked, at(start, 40.0)));
     }

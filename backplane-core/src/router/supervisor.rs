@@ -241,12 +241,18 @@ impl Supervisor {
                     let Some(deliveries) = deliveries else {
                         break End::Lost(Error::new(ErrorKind::Unavailable, "receive").with_context("the link ended"));
                     };
-                    in_doubt &= deliveries.len() < PUMP_BATCH;
+                    let is_backlog = deliveries.len() == PUMP_BATCH;
+                    in_doubt &= !is_backlog;
                     self.pump.room = MAX_REQUESTS.saturating_sub(requests.len());
                     if let Err(error) = self.pump.handle(deliveries) {
                         break End::Lost(error);
                     }
                     requests.extend(self.pump.requests.drain(..));
+                    if is_backlog {
+                        // The writers of clients that got something may wait for this very thread: a backlog that is
+                        // longer than their queues must not be read past them.
+                        tokio::task::yield_now().await;
+                    }
                 }
                 () = node.outbox.ready.notified() => self.publish(sender.as_ref(), &in_flight),
                 Some((batch, results)) = in_flight.next() => batch.settle(results),
@@ -394,6 +400,9 @@ impl Supervisor {
             let waited_for = self.node.acks.nodes().into_iter().chain(self.node.results.nodes());
             let absent = waited_for.filter(|(node, since)| liveness.is_absent(*node, *since, now));
             silent.extend(absent.map(|(node, _)| node));
+            // One for whom an acknowledgement and an answer are awaited comes twice.
+            silent.sort_unstable();
+            silent.dedup();
             silent
         };
         for node in silent {

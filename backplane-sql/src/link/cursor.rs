@@ -535,6 +535,29 @@ mod tests {
     }
 
     #[test]
+    fn no_position_passes_a_row_that_waits_in_a_gap_that_was_given_up() {
+        let (mut cursor, mut now) = (cursor(Mark::place(0)), Instant::now());
+        cursor.looked(vec![entry(1, 1, 1), entry(4, 2, 1)], now);
+        while let Some(due) = cursor.next_due() {
+            now = now.max(due);
+            let Some(Ask::Ids(range)) = cursor.ask(now) else { panic!("not a gap") };
+            cursor.reread(range, vec![], false, now);
+        }
+        cursor.looked(vec![entry(4, 2, 1), entry(5, 1, 4)], now);
+        cursor.ask(now);
+        // The third has come, and waits for the second.
+        cursor.read_writer(WriterId([1; 16]), 2, vec![entry(3, 1, 3)], now);
+        cursor.looked(vec![entry(5, 1, 4), entry(6, 2, 2)], now);
+        let mut found = Vec::new();
+        cursor.take_found(&mut found);
+        let floor = found.iter().rev().find_map(|found| match found {
+            Found::Row(entry, floor) if entry.id == 6 => Some(*floor),
+            _ => None,
+        });
+        assert_eq!(floor.map(|floor| floor.id), Some(1));
+    }
+
+    #[test]
     fn rows_amid_a_crowd_of_gaps_are_handed_out_once() {
         let (mut cursor, now) = (cursor(Mark::place(0)), Instant::now());
         // Between the rows of one writer lie those of another, which are committed late.

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backplane_core::{Capabilities, Error, ErrorKind, Result, TopicSyntax};
+use backplane_core::{Capabilities, Error, ErrorKind, Result, Topic, TopicSyntax};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -61,9 +62,10 @@ pub(super) struct Log {
     lease: Option<(WriterId, Instant)>,
     /// The keeper's connection fails.
     pub(super) keeper_fails: bool,
-    /// Most bytes of frames that one statement brought, and all that came since somebody set this to 0.
+    /// Most bytes of frames that one statement brought, all that came, and the statements, since somebody set this to 0.
     pub(super) most_read: usize,
     pub(super) all_read: usize,
+    pub(super) reads: usize,
     /// How long it takes to find the oldest row, in front of which many deleted ones lie.
     pub(super) oldest_takes: Duration,
 }
@@ -73,6 +75,7 @@ impl Log {
         let bytes = contents.map(|content| content.frames.len()).sum();
         self.most_read = self.most_read.max(bytes);
         self.all_read += bytes;
+        self.reads += 1;
     }
 
     fn newest(&self) -> Option<Mark> {
@@ -123,6 +126,7 @@ impl Fake {
             keeper_fails: false,
             most_read: 0,
             all_read: 0,
+            reads: 0,
             oldest_takes: Duration::ZERO,
         };
         Self(Arc::new(World {
@@ -148,6 +152,19 @@ impl Fake {
     pub(super) fn commit(&self) {
         self.with(|log| log.commit = Commit::Now);
         self.0.commits.send_modify(|commits| *commits += 1);
+    }
+
+    /// Rows that are there all at once, each with one of these frames.
+    pub(super) fn fill(&self, topic: &Topic, frames: impl IntoIterator<Item = Bytes>) {
+        let key = super::topic_key(topic.as_bytes());
+        let row = |(frames, seq)| Row { seq, topic: topic.clone(), key, frames };
+        let rows: Vec<Row> = frames.into_iter().zip(1..).map(row).collect();
+        self.with(|log| {
+            let first = log.next_id;
+            log.next_id += i64::try_from(rows.len()).expect("few");
+            let ids: Vec<i64> = (first..log.next_id).collect();
+            insert(log, &ids, WriterId(super::random()), &rows);
+        });
     }
 
     pub(super) fn cut(&self) {

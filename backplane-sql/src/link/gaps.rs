@@ -23,8 +23,8 @@ pub(super) const SPAN: i64 = 512;
 #[derive(Debug)]
 pub(super) struct Gaps {
     open: BTreeMap<i64, Gap>,
-    /// First and last id, and when it was given up; ascending by that.
-    given_up: VecDeque<(i64, i64, Instant)>,
+    /// Ascending by when.
+    given_up: VecDeque<GivenUp>,
     deadline: Duration,
     memory: Duration,
 }
@@ -39,6 +39,22 @@ struct Gap {
     pause: Duration,
     /// Whether rows lie inside that were delivered: several gaps in one.
     coarse: bool,
+}
+
+/// A gap that nobody waits for any longer.
+#[derive(Debug)]
+struct GivenUp {
+    first: i64,
+    last: i64,
+    /// The row before it.
+    before: Mark,
+    when: Instant,
+}
+
+impl GivenUp {
+    fn holds(&self, id: i64) -> bool {
+        (self.first..=self.last).contains(&id)
+    }
 }
 
 /// Ids to read again.
@@ -84,13 +100,13 @@ impl Gaps {
 
     /// Whether a row of that id was passed by unseen.
     pub(super) fn hides(&self, id: i64) -> bool {
-        self.is_open(id) || self.given_up.iter().any(|(first, last, _)| (*first..=*last).contains(&id))
+        self.is_open(id) || self.given_up.iter().any(|gap| gap.holds(id))
     }
 
     /// Whether any row below `id` was passed by unseen, so far as is known.
     pub(super) fn may_hide_below(&self, id: i64) -> bool {
         self.open.first_key_value().is_some_and(|(first, _)| *first < id)
-            || self.given_up.iter().any(|(first, _, _)| *first < id)
+            || self.given_up.iter().any(|gap| gap.first < id)
     }
 
     /// The row before the lowest gap.
@@ -98,9 +114,10 @@ impl Gaps {
         self.open.first_key_value().map(|(_, gap)| gap.before)
     }
 
-    /// The row before the gap in which `id` is awaited.
+    /// The row before the gap in which `id` is awaited, or was until it was given up.
     pub(super) fn before(&self, id: i64) -> Option<Mark> {
-        self.holding(id).map(|(_, gap)| gap.before)
+        let open = self.holding(id).map(|(_, gap)| gap.before);
+        open.or_else(|| Some(self.given_up.iter().find(|gap| gap.holds(id))?.before))
     }
 
     /// The row `mark` has come.
@@ -122,8 +139,8 @@ impl Gaps {
 
     /// Forgets what was given up long ago.
     pub(super) fn forget(&mut self, now: Instant) {
-        while let Some((_, _, when)) = self.given_up.front()
-            && (now.duration_since(*when) > self.memory || self.given_up.len() > REMEMBERED)
+        while let Some(oldest) = self.given_up.front()
+            && (now.duration_since(oldest.when) > self.memory || self.given_up.len() > REMEMBERED)
         {
             self.given_up.pop_front();
         }
@@ -173,7 +190,7 @@ impl Gaps {
                 last = gap.last,
                 "a gap in the log was given up: most likely a rolled back insert"
             );
-            self.given_up.push_back((first, gap.last, now));
+            self.given_up.push_back(GivenUp { first, last: gap.last, before: gap.before, when: now });
         }
     }
 

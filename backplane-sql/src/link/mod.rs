@@ -117,6 +117,8 @@ async fn open(
         found: Vec::new(),
         pending: VecDeque::new(),
         brought: 0,
+        full: false,
+        kept: 0,
         run: Vec::new(),
         before: Floor::new(&epoch, start),
         anchor_bytes: 0,

@@ -29,6 +29,11 @@ const ROWS_MAX: usize = 1_024;
 const ROWS: usize = 128;
 /// From this many bytes on, the row by which we know the log is not read again with every look.
 const HEAVY: usize = 16 << 10;
+/// How many times larger rows may be, the next time they are fetched, than those among which they did not come: so many
+/// fewer are asked for.
+const LARGER: usize = 4;
+/// About how many deliveries are handed over before the inbox is asked again whether it has room.
+const MOST_RUN: usize = 4_096;
 /// First pause before another doorbell is called for, doubling up to the second as long as none rings, and how long it may
 /// take.
 pub(super) const BELL_AGAIN_MIN: Duration = Duration::from_secs(1);
@@ -68,6 +73,10 @@ pub(super) struct ReaderTask {
     pub(super) pending: VecDeque<Pending>,
     /// Bytes that came of what was found last.
     pub(super) brought: usize,
+    /// Whether the last look brought as many rows as it asked for, of some of which the content is fetched.
+    pub(super) full: bool,
+    /// Bytes that were fetched and wait in `pending` for others before them.
+    pub(super) kept: usize,
     pub(super) run: Vec<Delivery>,
     /// Everything up to there was handed on.
     pub(super) before: Floor,
@@ -79,8 +88,37 @@ pub(super) struct ReaderTask {
 #[derive(Debug)]
 pub(super) struct Pending {
     found: Found,
-    /// It was not among others that were fetched: it is large, or gone.
-    alone: bool,
+    /// It did not come among rows of so many bytes at most: it is larger, or gone.
+    above: usize,
+    /// Bytes that were fetched for it.
+    fetched: usize,
+}
+
+impl Pending {
+    /// The id of a row that may be wanted and whose content has still to be fetched.
+    fn missing(&self, interest: &Interest) -> Option<i64> {
+        match &self.found {
+            Found::Row(entry, _)
+                if entry.content.is_none()
+                    && self.above < usize::MAX
+                    && interest.may_want(entry.key, entry.id) =>
+            {
+                Some(entry.id)
+            }
+            _ => None,
+        }
+    }
+
+    /// What a fetch of rows that hold `most` bytes at most brought for it.
+    fn take(&mut self, fetched: Option<Content>, most: usize) {
+        match (&mut self.found, fetched) {
+            (Found::Row(entry, _), Some(content)) => {
+                self.fetched = content.frames.len();
+                entry.content = Some(content);
+            }
+            _ => self.above = most,
+        }
+    }
 }
 
 /// How many rows the next look asks for: so many that they bring about the bytes that are bearable.
@@ -101,7 +139,8 @@ impl Rows {
     /// A look brought so many bytes; `full`: and as many rows as it asked for.
     fn learn(&mut self, bytes: usize, full: bool, bearable: usize) {
         if bytes > bearable {
-            self.0 = (self.0 * bearable / bytes).max(ROWS_MIN);
+            // One fewer: a look reads the row before them too, and all of them are to come with it.
+            self.0 = (self.0 * bearable / bytes).saturating_sub(1).max(ROWS_MIN);
         } else if full && bytes < bearable / 4 {
             self.0 = (self.0 * 2).min(ROWS_MAX);
         }
@@ -304,10 +343,22 @@ impl ReaderTask {
         let size =
             |entry: &crate::store::Entry| entry.content.as_ref().map_or(0, |content| content.frames.len());
         let bytes: usize = entries.iter().map(size).sum();
-        self.rows.learn(bytes, full, self.bearable());
+        let anchored = self.cursor.is_anchored();
+        let withheld = entries
+            .iter()
+            .skip(usize::from(anchored))
+            .any(|entry| entry.content.is_none() && self.interest.may_want(entry.key, entry.id));
+        // What was withheld says nothing before it has come.
+        if !withheld {
+            self.rows.learn(bytes, full, self.bearable());
+        }
+        self.full = full && withheld;
         self.brought = bytes;
-        if entries.len() > 1 || !self.cursor.is_anchored() {
-            self.anchor_bytes = entries.last().map_or(0, size);
+        match entries.last() {
+            Some(last) if last.content.is_some() => self.anchor_bytes = size(last),
+            Some(_) if entries.len() > 1 || !anchored => self.anchor_bytes = 0,
+            // Read without its content, because it is large.
+            Some(_) | None => {}
         }
         let rows = self.cursor.looked(entries, Instant::now());
         self.looked(rows, full);
@@ -363,68 +414,54 @@ impl ReaderTask {
     /// Takes over what was found.
     fn gather(&mut self) {
         self.cursor.take_found(&mut self.found);
-        self.pending.extend(self.found.drain(..).map(|found| Pending { found, alone: false }));
+        self.pending.extend(self.found.drain(..).map(|found| Pending { found, above: 0, fetched: 0 }));
     }
 
-    /// Hands on a part of what is pending and wanted, and fetches the frames of it that were not read yet: as many as are
-    /// bearable, those that are too large for that one by one.
+    /// Hands on a part of what is pending and wanted: up to the next row whose content has still to be fetched.
     async fn hand_on(&mut self) -> Result<()> {
-        let mut missing = Vec::new();
-        let most_missing = self.rows.0.min(MOST_KEYS);
-        let mut part = 0;
-        for pending in &self.pending {
-            if let Found::Row(entry, _) = &pending.found
-                && entry.content.is_none()
-                && self.interest.may_want(entry.key, entry.id)
-            {
-                if missing.len() == most_missing {
-                    break;
-                }
-                missing.push(entry.id);
-            }
-            part += 1;
-            if pending.alone {
-                break;
-            }
-        }
-        let alone = self.pending.front().is_some_and(|first| first.alone);
-        let mut fetched = HashMap::new();
-        if !missing.is_empty() {
-            let most = if alone { usize::MAX } else { self.bearable() / missing.len() };
-            let contents = within(self.patience, "fetch", self.reader.fetch(&missing, most)).await?;
-            self.brought += contents.iter().map(|(_, content)| content.frames.len()).sum::<usize>();
-            fetched.extend(contents);
-        }
-        for _ in 0..part {
-            let Some(mut pending) = self.pending.pop_front() else { break };
-            if let Found::Row(entry, _) = &mut pending.found
-                && entry.content.is_none()
-            {
-                entry.content = fetched.remove(&entry.id);
-                if entry.content.is_none() && !alone && self.interest.may_want(entry.key, entry.id) {
-                    // What follows waits with it.
-                    pending.alone = true;
-                    self.pending.push_front(pending);
-                    break;
-                }
-            }
-            self.hand_on_one(pending.found);
-        }
-        // What was fetched behind one that is fetched alone.
-        if !fetched.is_empty() {
-            for pending in &mut self.pending {
-                if let Found::Row(entry, _) = &mut pending.found
-                    && entry.content.is_none()
-                {
-                    entry.content = fetched.remove(&entry.id);
-                }
-            }
+        self.fetch().await?;
+        while self.run.len() < MOST_RUN
+            && self.pending.front().is_some_and(|next| next.missing(&self.interest).is_none())
+            && let Some(next) = self.pending.pop_front()
+        {
+            self.kept -= next.fetched;
+            self.hand_on_one(next.found);
         }
         if self.pending.is_empty() {
-            self.rows.learn(self.brought, false, self.bearable());
+            let full = std::mem::take(&mut self.full);
+            self.rows.learn(self.brought, full, self.bearable());
             self.brought = 0;
         }
         self.shared.inbox.push(&mut self.run);
+        Ok(())
+    }
+
+    /// Fetches what the front of `pending` waits for, together with as many of those behind it as are bearable. What is too
+    /// large to come among so many is asked for again among fewer, and at last alone.
+    async fn fetch(&mut self) -> Result<()> {
+        let front = self.pending.front().filter(|front| front.missing(&self.interest).is_some());
+        let Some(above) = front.map(|front| front.above) else { return Ok(()) };
+        let spare = self.bearable().saturating_sub(self.kept);
+        let count = spare / above.saturating_mul(LARGER).max(1);
+        let ids: Vec<i64> = self
+            .pending
+            .iter()
+            .filter_map(|pending| Some((pending.missing(&self.interest)?, pending.above)))
+            // What is larger would not come among these, and of what was not asked for yet nobody knows.
+            .take_while(|(_, other)| *other == above)
+            .map(|(id, _)| id)
+            .take(count.clamp(1, self.rows.0.min(MOST_KEYS)))
+            .collect();
+        let most = if ids.len() == 1 { usize::MAX } else { spare / ids.len() };
+        let contents = within(self.patience, "fetch", self.reader.fetch(&ids, most)).await?;
+        let mut contents: HashMap<i64, Content> = contents.into_iter().collect();
+        let asked =
+            self.pending.iter_mut().filter_map(|pending| Some((pending.missing(&self.interest)?, pending)));
+        for (id, pending) in asked.take(ids.len()) {
+            pending.take(contents.remove(&id), most);
+            self.kept += pending.fetched;
+            self.brought += pending.fetched;
+        }
         Ok(())
     }
 
@@ -472,7 +509,7 @@ mod tests {
     fn looks_ask_for_fewer_rows_when_frames_are_large_and_for_more_when_they_are_small() {
         let mut rows = Rows::default();
         rows.learn(8 << 20, true, 1 << 20);
-        assert_eq!(rows.limit(), 16);
+        assert_eq!(rows.limit(), 15);
         rows.learn(1 << 30, true, 1 << 20);
         assert_eq!(rows.limit(), 8);
         for _ in 0..20 {

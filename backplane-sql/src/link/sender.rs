@@ -59,7 +59,12 @@ impl SqlSender {
         let (done, answer) = oneshot::channel();
         let change = Change { topics: topics.to_vec(), wanted, done };
         self.changes.send(change).await.map_err(|_| closed(operation))?;
-        answer.await.map_err(|_| closed(operation))
+        tokio::select! {
+            biased;
+            answer = answer => answer.map_err(|_| closed(operation)),
+            // What enters the channel in the moment in which the reader leaves it would lie there for as long as we live.
+            () = self.shared.gone() => Err(closed(operation)),
+        }
     }
 }
 

@@ -23,7 +23,8 @@ pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>> {
         }
         let (value, after) = value(after.trim_start())?;
         if pairs.iter().any(|(earlier, _)| *earlier == name) {
-            return Err(invalid(format!("`{}` occurs twice in the connection string", name.escape_debug())));
+            // Not repeated: behind a `;` it may be the rest of a password.
+            return Err(invalid("a name occurs twice in the connection string"));
         }
         pairs.push((name, value));
         rest = after.trim_start_matches([';', ' ', '\t', '\r', '\n']);

@@ -65,6 +65,11 @@ fn from_url(url: &str) -> Result<Said> {
     let wrong = || invalid("the URL is not of the form mssql://user:password@host:1433/database");
     let parsed = Url::parse(url).map_err(|_| wrong())?;
     let host = parsed.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
+    if host.contains(',') {
+        return Err(invalid(
+            "the port stands behind a colon (host:1433), and several servers cannot be named",
+        ));
+    }
     let read = |text: &str| percent_decode(text).ok_or_else(wrong);
     let database = read(parsed.path().trim_start_matches('/'))?;
     if database.contains('/') {
@@ -130,12 +135,13 @@ fn from_ado(text: &str) -> Result<Said> {
             | "pooling"
             | "min pool size"
             | "max pool size" => {}
+            // Not repeated: behind a `;` it may be the rest of a password.
             _ => {
-                return Err(invalid(format!(
-                    "the connection string has an unknown name `{}`; known are Server, Database, User Id, Password, \
-                     Encrypt, TrustServerCertificate, TrustServerCertificateCA, HostNameInCertificate and Application Name",
-                    name.escape_debug()
-                )));
+                return Err(invalid(
+                    "the connection string has an unknown name; known are Server, Database, User Id, Password, Encrypt, \
+                     TrustServerCertificate, TrustServerCertificateCA, HostNameInCertificate and Application Name; a \
+                     password that holds `;` stands in quotes",
+                ));
             }
         }
     }

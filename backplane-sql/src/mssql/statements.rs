@@ -65,15 +65,15 @@ pub(super) struct Statements {
     pub(super) append: String,
     pub(super) bounds: String,
     pub(super) newest: String,
-    /// id or seq between, most; then keys
+    /// first and last id, most rows; then most bytes and keys, where there are keys
     read: String,
-    /// as `read`, and the writer
+    /// first and last seq, most rows, writer; then most bytes and keys, where there are keys
     read_writer: String,
-    /// ids
+    /// most bytes, ids
     fetch: String,
     /// holder, milliseconds
     pub(super) lead: String,
-    /// from, milliseconds, most
+    /// from, milliseconds, most rows
     pub(super) oldest: String,
     /// rows to keep
     pub(super) beyond: String,

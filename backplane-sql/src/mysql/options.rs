@@ -3,7 +3,7 @@
 use std::fmt;
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, invalid, percent_decode};
+use backplane_core::parameters::{Parameters, invalid, percent_decode, read_file};
 use sqlx::ConnectOptions as _;
 use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use url::Url;
@@ -92,12 +92,19 @@ fn secure(mut options: MySqlConnectOptions, rest: &mut Parameters<'_>) -> Result
                 "`ssl-ca` is asked only with `ssl-mode=verify_ca` or `ssl-mode=verify_identity`",
             ));
         }
-        Some(root) => options.ssl_ca(root),
+        Some(root) => options.ssl_ca_from_pem(read_file("ssl-ca", &root)?),
         None if verifies => options.ssl_ca_from_pem(crate::tls::roots_of_this_machine()),
         None => options,
     };
     match (certificate, key) {
-        (Some(certificate), Some(key)) => options = options.ssl_client_cert(certificate).ssl_client_key(key),
+        (Some(_), Some(_)) if matches!(mode, MySqlSslMode::Disabled) => {
+            return Err(invalid("`ssl-cert` and `ssl-key` need TLS: leave `ssl-mode=disabled` away"));
+        }
+        (Some(certificate), Some(key)) => {
+            options = options
+                .ssl_client_cert_from_pem(read_file("ssl-cert", &certificate)?)
+                .ssl_client_key_from_pem(read_file("ssl-key", &key)?);
+        }
         (None, None) => {}
         _ => return Err(invalid("`ssl-cert` and `ssl-key` must be given together")),
     }

@@ -541,6 +541,8 @@ fn what_cannot_work_is_refused_before_it_connects() {
     for (url, parameters, part) in [
         ("mysql://h/d", "ssl-mode=maybe", "ssl-mode"),
         ("mysql://h/d", "ssl-cert=a", "ssl-key"),
+        ("mysql://h/d", "ssl-cert=a&ssl-key=b&ssl-mode=disabled", "need TLS"),
+        ("mysql://h/d", "ssl-ca=no-such-file.pem", "no-such-file.pem"),
         ("mysql://h/d", "ssl-mode=required&ssl-ca=a", "verify_ca"),
         ("mysql://h/d", "schema=s", "database of the URL"),
         ("mysql://h/d", "durability=relaxed", "innodb_flush_log_at_trx_commit"),

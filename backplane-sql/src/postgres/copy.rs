@@ -5,12 +5,12 @@ use crate::store::{Row, WriterId};
 /// Signature, no flags, no extension.
 const HEADER: &[u8; 19] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 const TRAILER: i16 = -1;
-/// writer, seq, key, topic, frame
+/// writer, seq, key, topic, frames
 const FIELDS: i16 = 5;
-/// Bytes of a row besides its topic and its frame.
+/// Bytes of a row besides its topic and its frames.
 const FIXED: usize = 2 + 5 * 4 + 16 + 8 + 8;
 
-/// All rows, as `COPY log (writer, seq, key, topic, frame) FROM STDIN WITH (FORMAT binary)` takes them.
+/// All rows, as `COPY log (writer, seq, key, topic, frames) FROM STDIN WITH (FORMAT binary)` takes them.
 pub(super) fn encode(writer: WriterId, rows: &[Row]) -> Vec<u8> {
     let size: usize = rows.iter().map(|row| FIXED + row.topic.as_bytes().len() + row.frames.len()).sum();
     let mut bytes = Vec::with_capacity(HEADER.len() + size + 2);

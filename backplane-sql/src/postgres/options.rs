@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, invalid};
+use backplane_core::parameters::{Parameters, invalid, percent_decode, read_file};
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
@@ -54,6 +54,10 @@ impl Settings {
                 if listen.contains(['?', '#']) {
                     return Err(invalid("`listen_url` takes no parameters: it has those of the URL"));
                 }
+                let unreadable = |_| {
+                    invalid("in `listen_url` what is percent-encoded once in a URL is so once more: `/` in a password is %252F")
+                };
+                Parameters::of(&listen).map_err(unreadable)?;
                 connect_options(&listen, &tls, &application, "`listen_url`")
             })
             .transpose()?;
@@ -79,9 +83,14 @@ fn connect_options(url: &str, tls: &Tls, application: &str, what: &str) -> Resul
     if authority.rsplit('@').next().is_some_and(|host| host.contains(',')) {
         return Err(invalid(format!("{what} names several servers; one is needed, the primary")));
     }
+    let credentials = authority.rsplit_once('@').map_or("", |(credentials, _)| credentials);
+    percent_decode(credentials)
+        .ok_or_else(|| invalid(format!("user or password in {what} is not percent-encoded UTF-8")))?;
     let options = PgConnectOptions::from_str(&format!("postgres://{rest}")).map_err(|_| wrong())?;
+    // The driver does not take the brackets of IPv6 off where it asks for a certificate.
+    let host = options.get_host().trim_start_matches('[').trim_end_matches(']').to_owned();
     Ok(tls
-        .apply(options)
+        .apply(options.host(&host))
         .application_name(application)
         // Not used, and poolers refuse it.
         .extra_float_digits(None)
@@ -90,12 +99,12 @@ fn connect_options(url: &str, tls: &Tls, application: &str, what: &str) -> Resul
 }
 
 /// The parameters about TLS, each as libpq understands it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 struct Tls {
     mode: Option<PgSslMode>,
-    root: Option<String>,
-    certificate: Option<String>,
-    key: Option<String>,
+    root: Option<Vec<u8>>,
+    /// Certificate and key.
+    identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Tls {
@@ -114,10 +123,28 @@ impl Tls {
             }
         };
         let (root, certificate, key) = (rest.take("sslrootcert"), rest.take("sslcert"), rest.take("sslkey"));
-        if certificate.is_some() != key.is_some() {
-            return Err(invalid("`sslcert` and `sslkey` must be given together"));
-        }
-        Ok(Self { mode, root, certificate, key })
+        let mode = match (mode, &root) {
+            // Who names an authority wants it to be asked (libpq does so with `require`, and ignores it with `prefer`).
+            (None | Some(PgSslMode::Require), Some(_)) => Some(PgSslMode::VerifyCa),
+            (Some(PgSslMode::Disable | PgSslMode::Prefer), Some(_)) => {
+                return Err(invalid(
+                    "`sslrootcert` is asked only with `sslmode=require`, `verify-ca` or `verify-full`",
+                ));
+            }
+            (mode, _) => mode,
+        };
+        let identity = match (certificate, key) {
+            (Some(_), Some(_)) if matches!(mode, Some(PgSslMode::Disable)) => {
+                return Err(invalid("`sslcert` and `sslkey` need TLS: leave `sslmode=disable` away"));
+            }
+            (Some(certificate), Some(key)) => {
+                Some((read_file("sslcert", &certificate)?, read_file("sslkey", &key)?))
+            }
+            (None, None) => None,
+            _ => return Err(invalid("`sslcert` and `sslkey` must be given together")),
+        };
+        let root = root.map(|root| read_file("sslrootcert", &root)).transpose()?;
+        Ok(Self { mode, root, identity })
     }
 
     fn apply(&self, mut options: PgConnectOptions) -> PgConnectOptions {
@@ -126,16 +153,12 @@ impl Tls {
         }
         let verifies = |mode| matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull);
         if let Some(root) = &self.root {
-            options = options.ssl_root_cert(root);
-            if matches!(options.get_ssl_mode(), PgSslMode::Require) {
-                // As libpq: who names an authority wants it to be asked.
-                options = options.ssl_mode(PgSslMode::VerifyCa);
-            }
+            options = options.ssl_root_cert_from_pem(root.clone());
         } else if verifies(options.get_ssl_mode()) && std::env::var_os("PGSSLROOTCERT").is_none() {
             options = options.ssl_root_cert_from_pem(crate::tls::roots_of_this_machine());
         }
-        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
-            options = options.ssl_client_cert(certificate).ssl_client_key(key);
+        if let Some((certificate, key)) = &self.identity {
+            options = options.ssl_client_cert_from_pem(certificate).ssl_client_key_from_pem(key);
         }
         options
     }

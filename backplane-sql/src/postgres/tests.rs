@@ -476,6 +476,7 @@ async fn tls_is_verified_against_the_named_authority() {
         (&server.url(), format!("sslmode=verify-full&sslrootcert={ca}")),
         (&named, format!("sslmode=verify-full&sslrootcert={stranger}")),
         (&named, format!("sslmode=require&sslrootcert={stranger}")),
+        (&named, format!("sslrootcert={stranger}")),
         (&named, "sslmode=verify-full".to_owned()),
     ] {
         let error = refused(url, &bad).await;
@@ -493,6 +494,11 @@ fn what_cannot_work_is_refused_before_it_connects() {
         ("postgres://h/d", "sslmode=allow", "sslmode"),
         ("postgres://h/d", "prepared=maybe", "prepared"),
         ("postgres://h/d", "sslcert=a", "sslkey"),
+        ("postgres://h/d", "sslcert=a&sslkey=b&sslmode=disable", "need TLS"),
+        ("postgres://h/d", "sslrootcert=a&sslmode=prefer", "verify-full"),
+        ("postgres://h/d", "sslrootcert=no-such-file.pem", "no-such-file.pem"),
+        ("postgres://u:p%zz@h/d", "", "percent-encoded"),
+        ("postgres://h/d", "listen_url=postgres%3A%2F%2Fu%3A12%2F34%40h%2Fd", "once more"),
         ("postgres://a,b/d", "", "several servers"),
         ("postgres:d", "", "form"),
         ("postgres://h:99999/d", "", "form"),
@@ -504,6 +510,7 @@ fn what_cannot_work_is_refused_before_it_connects() {
         assert_eq!(error.kind(), ErrorKind::InvalidConfig);
         assert!(error.to_string().contains(part), "{error}");
     }
+    assert!(format!("{:?}", database("postgres://u:p@[::1]/d", "").unwrap()).contains("\"::1:5432/d\""));
     let capable = database("postgresql://h/d", "order=total").unwrap().capabilities();
     assert!(capable.resume && capable.repeats && capable.order == backplane_core::Order::Total);
 }

@@ -42,7 +42,7 @@ impl Names {
         script
     }
 
-    /// Writer, then seq, key, topic and frame of each row, of which there may be up to `rows`: without a seq it is none.
+    /// Writer, then seq, key, topic and frames of each row, of which there may be up to `rows`: without a seq it is none.
     pub(super) fn append(&self, rows: usize) -> String {
         // In their order, without numbers: SQLite looks each number up among all before it.
         let rows = vec!["(?, ?, ?, ?)"; rows].join(", ");
@@ -59,15 +59,15 @@ impl Names {
 pub(super) struct Statements {
     pub(super) bounds: Arc<str>,
     pub(super) newest: Arc<str>,
-    /// first, last, limit, keys as JSON
+    /// first, last, limit, keys as JSON, most bytes
     pub(super) read_wanted: Arc<str>,
     /// first, last, limit
     pub(super) read: Arc<str>,
-    /// first, last, limit, keys as JSON, writer
+    /// first, last, limit, keys as JSON, most bytes, writer
     pub(super) read_writer_wanted: Arc<str>,
     /// first, last, limit, writer
     pub(super) read_writer: Arc<str>,
-    /// ids as JSON
+    /// ids as JSON, most bytes
     pub(super) fetch: Arc<str>,
     /// holder, milliseconds
     pub(super) lead: Arc<str>,

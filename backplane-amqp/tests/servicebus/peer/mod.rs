@@ -117,9 +117,13 @@ impl Peer {
 
     /// The bus' URL when AMQP is reached at `address`.
     pub(crate) fn url_at(&self, address: SocketAddr, parameters: &str) -> String {
-        let management = self.management;
+        // Refused where nothing is to be made.
+        let management = match parameters.contains("create=false") {
+            true => String::new(),
+            false => format!("&management=http://{}", self.management),
+        };
         format!(
-            "servicebus://{KEY_NAME}:{}@{address}/live?tls=false&management=http://{management}{parameters}",
+            "servicebus://{KEY_NAME}:{}@{address}/live?tls=false{management}{parameters}",
             KEY.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D"),
         )
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backplane_core::{Delivery, ErrorKind, LossReason, Outgoing, Topic};
 use bytes::Bytes;
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::{sleep, timeout};
 
 use super::super::fake::{Bell, Commit, Fake};
@@ -107,6 +107,63 @@ async fn frames_that_grow_a_thousandfold_come_within_the_bound() {
         for text in &sent {
             assert!(frame(&mut reader).await.0 == *text);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backlog_of_frames_that_are_too_large_for_a_look_costs_few_statements() {
+    const FRAMES: usize = 1_000;
+    // Half of what may wait comes at once.
+    const PORTION: usize = 8 << 20;
+    for (size, topics, small) in [40, 100, 1_000].into_iter().flat_map(|size| {
+        [1, 2 * MOST_KEYS]
+            .into_iter()
+            .flat_map(move |topics| [0, 20_000].map(|small| (size << 10, topics, small)))
+    }) {
+        let fake = Fake::new(Bell::None);
+        let topics: Vec<String> = (0..topics).map(|number| format!("t{number}")).collect();
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let (mut reader, topic) = (link(&fake, &names).await, Topic::from("t0"));
+        // The reader learns that rows are small, or knows nothing.
+        fake.fill(&topic, (0..small).map(|_| Bytes::from_static(b"\0\0\0\x05small")));
+        frames(&mut reader, small).await;
+        fake.with(|log| (log.most_read, log.reads) = (0, 0));
+        let mut large = vec![b'x'; size];
+        large[..4].copy_from_slice(&(u32::try_from(size).unwrap() - 4).to_be_bytes());
+        let large = Bytes::from(large);
+        fake.fill(&topic, (0..FRAMES).map(|_| large.clone()));
+        for _ in 0..FRAMES {
+            assert!(
+                matches!(next(&mut reader).await, Some(Ok(Delivery::Frame { frame, .. })) if frame.len() == size - 4)
+            );
+        }
+        let (most, reads) = fake.with(|log| (log.most_read, log.reads));
+        assert!(most <= PORTION, "{size}: {most} bytes at once");
+        // A portion may be used to a quarter, and is asked for in vain before; there are looks besides.
+        let bound = 6 * FRAMES * size / PORTION + 20;
+        assert!(reads <= bound, "{size}, {} topics, {small} before: {reads} of {bound}", names.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tiny_frames_that_share_rows_stay_within_what_may_wait() {
+    let fake = Fake::new(Bell::None);
+    let config = LogConfig { max_undelivered: 4 << 20, ..LogConfig::default() };
+    let mut node = Node { bus: SqlBus::new(Arc::new(fake.clone()), config), ..Node::new(&fake) };
+    let mut reader = node.link(&["a"], None).await;
+    // Rows of 700 frames of one byte, which cost many times as much in memory.
+    let row = Bytes::from(b"\0\0\0\x01x".repeat(700));
+    fake.fill(&Topic::from("a"), (0..1_000).map(|_| row.clone()));
+    sleep(Duration::from_secs(5)).await;
+    let waits = 2 * (4 << 20) / (48 + size_of::<Delivery>());
+    let mut come = 0;
+    while let Some(Some(Ok(Delivery::Frame { .. }))) = reader.inbound.next().now_or_never() {
+        come += 1;
+    }
+    assert!(come < waits, "{come} deliveries waited");
+    while come < 700_000 {
+        assert!(matches!(next(&mut reader).await, Some(Ok(Delivery::Frame { .. }))));
+        come += 1;
     }
 }
 

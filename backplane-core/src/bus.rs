@@ -114,8 +114,10 @@ pub trait LinkSender: Debug + Send + Sync + 'static {
     /// Frees `topics` on the broker; unknown ones are no error. Frames already on their way may still arrive.
     async fn unsubscribe(&self, topics: &[Topic]) -> Result<()>;
 
-    /// Ends the link in order and frees it on the broker (B7). Idempotent. Dropping [`Link::inbound`] does the same
-    /// without waiting.
+    /// Ends the link in order and frees it on the broker (B7). Idempotent. A link that broke before, or breaks meanwhile,
+    /// has ended, which is `Ok`: how is told by [`Link::inbound`] and by the outcomes. An error means that the broker may
+    /// still hold something of the link, for it did not answer in time. Dropping [`Link::inbound`] does the same without
+    /// waiting.
     async fn close(&self) -> Result<()>;
 
     /// Why the broker takes no frames now although the link lives, such as an alarm that blocks whoever publishes. Asks

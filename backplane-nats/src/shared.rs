@@ -286,8 +286,11 @@ impl Shared {
         for work in works {
             self.refuse(work, |operation| failed(how, operation));
         }
+        // A link that broke has ended, which is what was asked; only a goodbye that failed is news.
+        let closed =
+            how.clone().or_else(|error| if error.operation() == "close" { Err(error) } else { Ok(()) });
         for closer in closers {
-            let _ = closer.send(how.clone());
+            let _ = closer.send(closed.clone());
         }
     }
 }

@@ -174,8 +174,11 @@ impl LinkTask {
             self.shared.load.call_answered(call.topics.len());
             let _ = call.done.send(Err(failed(call.verb.operation())));
         }
+        // A link that broke has ended, which is what was asked; only a goodbye that failed is news.
+        let closed =
+            how.clone().or_else(|error| if error.operation() == "close" { Err(error) } else { Ok(()) });
         for closer in closers {
-            let _ = closer.send(how.clone());
+            let _ = closer.send(closed.clone());
         }
         self.inbox.end(how);
     }

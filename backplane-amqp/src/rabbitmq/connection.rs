@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
-use backplane_core::{Error, ErrorKind, Result};
+use backplane_core::Result;
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, ConnectionProperties};
@@ -87,15 +87,16 @@ impl Line {
         self.cut.0.heard()
     }
 
-    /// Ends it in order. When this returns `Ok` the broker has freed what belonged to it.
-    pub(super) async fn close(&self) -> Result<()> {
-        match self.connection.close(GOODBYE, "the link was closed".into()).await {
-            Ok(()) => Ok(()),
-            // It has ended already.
-            Err(error) if matches!(error.kind(), lapin::ErrorKind::InvalidConnectionState(_)) => Ok(()),
-            Err(error) => Err(Error::new(ErrorKind::Unavailable, "close")
-                .with_context("it broke first")
-                .with_source(error)),
+    /// Ends it in order. When this returns the broker has freed what belonged to it, or the connection has broken, after
+    /// which the broker frees it by itself.
+    pub(super) async fn close(&self) {
+        tokio::select! {
+            closed = self.connection.close(GOODBYE, "the link was closed".into()) => {
+                if let Err(error) = closed {
+                    tracing::debug!(%error, "a rabbitmq connection had ended before its goodbye");
+                }
+            }
+            () = self.cut.0.over() => {}
         }
     }
 }

@@ -44,15 +44,19 @@ impl LinkTask {
         };
         if let Err(error) = &how {
             tracing::debug!(%error, "rabbitmq link ended");
-            // What the broker does with the rest is its own matter: the connections are cut below.
-            return self.end(&how);
+            // What the broker does with the rest is its own matter: the connections are cut below. Who closes it is
+            // answered as if it had ended before.
+            return self.end(&how, &Ok(()));
         }
+        let asked = self.shared.is_closing();
         let how = say_goodbye(&self.shared, &self.publishing, &self.consuming).await;
-        self.end(&how);
+        // Who let go of it has asked for no orderly end: what did not end in time is cut, which is an end as well.
+        let closed = if asked { how.clone() } else { Ok(()) };
+        self.end(&how, &closed);
     }
 
     /// Settles everything that waits. Only the first call counts.
-    fn end(&mut self, how: &Result<()>) {
+    fn end(&mut self, how: &Result<()>, closed: &Result<()>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -70,7 +74,7 @@ impl LinkTask {
             let _ = call.done.send(Err(failed(call.verb.operation())));
         }
         for closer in rest.closers {
-            let _ = closer.send(how.clone());
+            let _ = closer.send(closed.clone());
         }
         self.shared.end_inbound(how.clone());
     }
@@ -82,12 +86,14 @@ async fn say_goodbye(shared: &Shared, publishing: &Line, consuming: &Line) -> Re
     let published = async {
         // While it is blocked lapin writes nothing on it, not even a farewell: it is cut. Nothing at the broker belongs to
         // it; the queues are the other one's.
-        if shared.blocked("close").is_some() { Ok(()) } else { publishing.close().await }
+        if shared.blocked("close").is_none() {
+            publishing.close().await;
+        }
     };
-    // Neither goodbye waits for the other, or fails with it.
+    // Neither goodbye waits for the other.
     let closed = async { tokio::join!(published, consuming.close()) };
     match tokio::time::timeout(patience, closed).await {
-        Ok((published, consumed)) => consumed.and(published),
+        Ok(_) => Ok(()),
         Err(_) => Err(Error::new(ErrorKind::Timeout, "close")
             .with_context("the broker did not free the connections in time; they were cut")),
     }
@@ -98,7 +104,7 @@ impl Drop for LinkTask {
     fn drop(&mut self) {
         let stopped =
             Error::new(ErrorKind::Unavailable, "receive").with_context("the task of the link was stopped");
-        self.end(&Err(stopped));
+        self.end(&Err(stopped), &Ok(()));
     }
 }
 

@@ -21,6 +21,7 @@ use futures::{Stream, stream};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -35,6 +36,8 @@ pub(super) struct Cable {
     heard: AtomicU64,
     reader: AtomicWaker,
     writer: AtomicWaker,
+    /// Whether no more bytes will come.
+    over: watch::Sender<bool>,
 }
 
 impl fmt::Debug for Cable {
@@ -54,6 +57,13 @@ impl Cable {
     /// When the broker was last heard.
     pub(super) fn heard(&self) -> Instant {
         self.start + Duration::from_millis(self.heard.load(Ordering::Relaxed))
+    }
+
+    /// Returns when the connection has ended, whoever ended it. lapin may leave a question unanswered that is asked in the
+    /// moment in which its thread ends; this does not.
+    pub(super) async fn over(&self) {
+        // It cannot fail: we hold the sender.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
     fn note(&self) {
@@ -111,6 +121,7 @@ impl Socket {
             heard: AtomicU64::new(0),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
+            over: watch::Sender::new(false),
         });
         Ok((Self { stream, cable: cable.clone() }, cable))
     }
@@ -128,6 +139,12 @@ impl Socket {
     }
 }
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.cable.over.send_replace(true);
+    }
+}
+
 fn given_up() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the link was given up")
 }
@@ -140,12 +157,17 @@ impl AsyncRead for Socket {
             return Poll::Ready(Err(given_up()));
         }
         let mut buffer = ReadBuf::new(bytes);
-        ready!(match &mut this.stream {
+        let read = ready!(match &mut this.stream {
             Transport::Plain(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
-        })?;
+        });
+        let length = buffer.filled().len();
+        if read.is_err() || length == 0 {
+            this.cable.over.send_replace(true);
+        }
+        read?;
         this.cable.note();
-        Poll::Ready(Ok(buffer.filled().len()))
+        Poll::Ready(Ok(length))
     }
 }
 

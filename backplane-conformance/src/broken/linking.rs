@@ -180,6 +180,29 @@ impl Flaw for ClosesOnce {
     }
 }
 
+/// Answers the error that ended the link to whoever closes it.
+#[derive(Debug, Default)]
+pub(super) struct ClosesWithTheEnd(Mutex<Option<Error>>);
+
+#[async_trait]
+impl Flaw for ClosesWithTheEnd {
+    fn inbound(self: Arc<Self>, whole: Inbound) -> Inbound {
+        whole
+            .inspect(move |delivery| {
+                if let Err(error) = delivery {
+                    *self.0.lock() = Some(error.clone());
+                }
+            })
+            .boxed()
+    }
+
+    async fn close(&self, whole: &Arc<dyn LinkSender>) -> Result<()> {
+        let end = self.0.lock().take();
+        end.map_or(Ok(()), Err)?;
+        whole.close().await
+    }
+}
+
 /// Closes all links of a bus with the first.
 #[derive(Default)]
 pub(super) struct ClosesTogether(pub(super) Arc<Mutex<Vec<Arc<dyn LinkSender>>>>);

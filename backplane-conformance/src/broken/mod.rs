@@ -143,11 +143,13 @@ pub fn all() -> Vec<BrokenBus> {
             a_cut_link_ends_with_an_error,
             a_frozen_link_ends_with_an_error_within_the_heartbeat_bound,
             a_lost_broker_ends_links_and_comes_back,
+            closing_a_link_that_has_just_died_is_no_error,
         ];
         ends_a_dead_link_without_an_error: receive::EndsWithoutError => [
             a_cut_link_ends_with_an_error,
             a_frozen_link_ends_with_an_error_within_the_heartbeat_bound,
             a_lost_broker_ends_links_and_comes_back,
+            closing_a_link_that_has_just_died_is_no_error,
         ];
         delivers_after_the_error: receive::DeliversAfterError => [
             a_cut_link_ends_with_an_error,
@@ -354,6 +356,11 @@ pub fn all() -> Vec<BrokenBus> {
         ];
         fails_to_close_twice: link::ClosesOnce::default() => [
             close_is_idempotent_and_ends_inbound_without_an_error,
+            closing_a_link_that_has_just_died_is_no_error,
+        ];
+        fails_to_close_what_has_died: link::ClosesWithTheEnd::default() => [
+            a_sender_answers_errors_after_its_link_died,
+            closing_a_link_that_has_just_died_is_no_error,
         ];
         claims_to_have_resumed: link::ClaimsToResume => [
             a_resumed_link_continues_where_the_last_one_ended,

@@ -95,6 +95,7 @@ pub fn contracts() -> Vec<Contract> {
             a_closed_sender_answers_closed,
             a_sender_that_outlives_inbound_answers_closed,
             close_is_idempotent_and_ends_inbound_without_an_error,
+            closing_a_link_that_has_just_died_is_no_error,
             a_dropped_connect_leaves_nothing_behind,
         }
         "B8" polling {

@@ -10,10 +10,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::ledger::numbered;
 use super::probe::{Probe, WAIT, within};
-use super::space::Space;
+use super::space::{NO_FAULTS, Space};
 use crate::ensure;
 use crate::harness::Harness;
 use crate::report::{Broken, Kept, Outcome};
+
+/// How many links die.
+const DEATHS: usize = 8;
 
 const NO_REACH: Kept =
     Kept::NotApplicable("does not report reach, or wrongly: nobody can see who still listens");
@@ -113,6 +116,27 @@ pub(super) async fn close_is_idempotent_and_ends_inbound_without_an_error(
         }
     }
     link.close().await?;
+    Ok(Kept::Yes)
+}
+
+/// The end of `inbound` and the end of what serves the sender are rarely one step. Several times, for it is a matter of
+/// microseconds; from another task, so that it can be one.
+pub(super) async fn closing_a_link_that_has_just_died_is_no_error(harness: Arc<dyn Harness>) -> Outcome {
+    let space = Space::new(harness);
+    let Some(faults) = space.faults() else { return Ok(NO_FAULTS) };
+    let topic = space.topic("dying");
+    for _ in 0..DEATHS {
+        let mut link = space.link(std::slice::from_ref(&topic)).await?;
+        let sender = link.out.sender.clone();
+        faults.cut().await;
+        let ended = tokio::spawn(async move {
+            link.ends_with_an_error(WAIT).await?;
+            within(WAIT, "close of a link that has just died", link.out.sender.close()).await??;
+            Ok::<_, Broken>(())
+        });
+        ended.await.map_err(|panicked| Broken(panicked.to_string()))??;
+        within(WAIT, "a second close of it", sender.close()).await??;
+    }
     Ok(Kept::Yes)
 }
 

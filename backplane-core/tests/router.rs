@@ -162,27 +162,39 @@ async fn hubs_of_one_node_do_not_meet() {
 /// A process that stood still finds more than a client's queue holds: a client that reads must keep up with it.
 #[tokio::test]
 async fn a_backlog_is_not_read_past_clients_that_read() {
-    const MESSAGES: usize = 60_000;
+    assert!(OutboundLimits::default().messages < 60_000 / 3);
+    a_backlog_arrives(60_000, "x").await;
+}
+
+/// A queue is bounded in bytes as well, of which far fewer deliveries may be too many.
+#[tokio::test]
+async fn a_backlog_of_large_messages_is_not_read_past_clients_that_read() {
+    let message = "x".repeat(12_000);
+    assert!(OutboundLimits::default().bytes < 900 * message.len() / 2);
+    a_backlog_arrives(900, &message).await;
+}
+
+async fn a_backlog_arrives(messages: usize, message: &str) {
     let bus = MemoryBus::default();
     let reader = Router::open(Arc::new(bus.clone()), RouterConfig::default()).await.expect("opens");
     let (sender, mut receiver) = outbound(OutboundLimits::default());
-    assert!(OutboundLimits::default().messages < MESSAGES / 3);
     let id = reader.new_connection_id();
     let client = LocalConnection { id, user: None, protocol: Protocol::JSON, outbound: sender };
     let _registration = reader.register(client).await.expect("registers");
     let received = tokio::spawn(async move {
         let mut received = 0;
-        while received < MESSAGES {
+        while received < messages {
             received += receiver.next().await.expect("is not disconnected").messages;
         }
     });
+    let message = EncodedMessage::json(message.to_owned());
     let writer = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         runtime.block_on(async move {
             let writer = Router::open(Arc::new(bus), RouterConfig::default()).await.expect("opens");
-            for _ in 0..MESSAGES / 1_000 {
+            for _ in 0..messages / 300 {
                 let all = Target::all();
-                let sends = (0..1_000).map(|_| writer.send(&all, &[], EncodedMessage::json("x")));
+                let sends = (0..300).map(|_| writer.send(&all, &[], message.clone()));
                 futures::future::try_join_all(sends).await.expect("accepted");
             }
             writer.shutdown().await.expect("shuts down");

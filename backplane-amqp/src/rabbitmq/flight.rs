@@ -39,23 +39,20 @@ pub(super) struct InFlight {
     pub(super) missing: usize,
     /// The other frames, which the broker never saw, and why.
     pub(super) kept_back: Option<(usize, Error)>,
-    pub(super) bytes: usize,
     /// `None` once it was answered. If it was overdue, confirms are still to come.
     pub(super) done: Option<oneshot::Sender<Outcomes>>,
     pub(super) deadline: Instant,
 }
 
 impl InFlight {
-    pub(super) fn frames(&self) -> usize {
-        self.outcomes.len() + self.kept_back.as_ref().map_or(0, |(rest, _)| *rest)
-    }
-
-    /// That many frames less are missing. It is answered when none is.
-    pub(super) fn miss_fewer(&mut self, fewer: usize) {
+    /// That many frames less are missing. It is answered when none is, which is told.
+    pub(super) fn miss_fewer(&mut self, fewer: usize) -> bool {
         self.missing -= fewer;
-        if self.missing == 0 {
+        let complete = self.missing == 0;
+        if complete {
             self.answer(&Error::new(ErrorKind::Unavailable, "publish"));
         }
+        complete
     }
 
     /// Answers it. What is not known has failed with `unknown`.

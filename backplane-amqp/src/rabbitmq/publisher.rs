@@ -8,7 +8,8 @@
 //! broker of the cluster that is frozen, keeps back the confirms of all that goes there, for a minute or more. So a frame
 //! that lingers steps aside: it neither hides the confirms behind it nor takes room from frames that go elsewhere.
 
-use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,11 +43,11 @@ pub(super) struct Publisher {
     events: BoxStream<'static, Event>,
     /// Batches of which nothing was launched yet.
     queue: VecDeque<Batch>,
-    /// The rest of the batch that is being launched; it is the last one in `batches`.
+    /// The rest of the batch that is being launched, which is the one of the highest number.
     launching: std::vec::IntoIter<Outgoing>,
-    batches: VecDeque<InFlight>,
-    /// The number of the first of them.
-    first_batch: u64,
+    /// By their numbers. Each stays until the last of its frames has landed.
+    batches: BTreeMap<u64, InFlight>,
+    next_batch: u64,
     flights: VecDeque<Flight>,
     aloft_bytes: usize,
     /// Flights that stepped aside. As many as [`Shared`] lets be unanswered.
@@ -69,8 +70,8 @@ impl Publisher {
             events,
             queue: VecDeque::new(),
             launching: Vec::new().into_iter(),
-            batches: VecDeque::new(),
-            first_batch: 0,
+            batches: BTreeMap::new(),
+            next_batch: 0,
             flights: VecDeque::new(),
             aloft_bytes: 0,
             lingering: Vec::new(),
@@ -109,7 +110,7 @@ impl Publisher {
     /// Whether nobody waits for an outcome. Confirms of what was overdue may still be missing, and while the broker blocks
     /// the connection they do not come.
     fn all_answered(&self) -> bool {
-        self.queue.is_empty() && self.batches.iter().all(|batch| batch.done.is_none())
+        self.queue.is_empty() && self.batches.values().all(|batch| batch.done.is_none())
     }
 
     /// Hands frames to lapin as far as the window allows.
@@ -129,7 +130,7 @@ impl Publisher {
                 Some(name) => BasicProperties::default().with_type(name),
                 None => BasicProperties::default(),
             };
-            let (batch, place) = self.last_launched();
+            let (batch, place) = self.last_taken();
             self.aloft_bytes += frame.len();
             self.flights.push_back(Flight {
                 bytes: frame.len(),
@@ -141,36 +142,45 @@ impl Publisher {
         }
     }
 
-    /// The batch that is being launched, and the place of the frame that was taken from it last.
-    fn last_launched(&self) -> (u64, usize) {
-        let frames = self.batches.back().map_or(0, |batch| batch.outcomes.len());
-        (self.first_batch + self.batches.len() as u64 - 1, frames - self.launching.len() - 1)
+    /// The number of the batch that is being launched, and the place of the frame that was taken from it last.
+    fn last_taken(&self) -> (u64, usize) {
+        let last = self.batches.last_key_value();
+        last.map_or((0, 0), |(number, batch)| (*number, batch.outcomes.len() - self.launching.len() - 1))
     }
 
     fn begin(&mut self, batch: Batch) {
-        let Batch { frames, bytes, done, deadline } = batch;
+        let Batch { frames, bytes: _, done, deadline } = batch;
         let missing = frames.len();
         let mut outcomes = Vec::new();
         outcomes.resize_with(missing, || None);
         self.launching = frames.into_iter();
-        let done = Some(done);
-        self.batches.push_back(InFlight { outcomes, missing, kept_back: None, bytes, done, deadline });
+        let batch = InFlight { outcomes, missing, kept_back: None, done: Some(done), deadline };
+        self.batches.insert(self.next_batch, batch);
+        self.next_batch += 1;
     }
 
     /// Answers everything that was not launched.
     fn keep_back(&mut self, error: &Error) {
-        let rest = self.launching.len();
-        self.launching = Vec::new().into_iter();
-        if rest > 0
-            && let Some(batch) = self.batches.back_mut()
-        {
-            batch.outcomes.truncate(batch.outcomes.len() - rest);
-            batch.kept_back = Some((rest, error.clone()));
-            batch.miss_fewer(rest);
-        }
-        self.finish();
+        self.keep_back_rest(error);
         for batch in std::mem::take(&mut self.queue) {
             refuse(&self.shared, batch, error);
+        }
+    }
+
+    /// Answers what was not launched of the batch that is being launched.
+    fn keep_back_rest(&mut self, error: &Error) {
+        let rest = std::mem::replace(&mut self.launching, Vec::new().into_iter());
+        let frames = rest.len();
+        if frames > 0
+            && let Some(mut last) = self.batches.last_entry()
+        {
+            self.shared.frames_answered(rest.map(|outgoing| outgoing.frame.len()).sum(), frames);
+            let batch = last.get_mut();
+            batch.outcomes.truncate(batch.outcomes.len() - frames);
+            batch.kept_back = Some((frames, error.clone()));
+            if batch.miss_fewer(frames) {
+                last.remove();
+            }
         }
     }
 
@@ -181,10 +191,10 @@ impl Publisher {
     }
 
     fn settle(&mut self, landed: Vec<Landed>) -> Result<()> {
-        for (Flight { batch, place, .. }, confirmation) in landed {
+        for (Flight { batch, place, bytes, .. }, confirmation) in landed {
+            self.shared.frames_answered(bytes, 1);
             self.settle_one(batch, place, confirmation)?;
         }
-        self.finish();
         Ok(())
     }
 
@@ -210,20 +220,13 @@ impl Publisher {
                 return Err(refusal("publish", &subject, error));
             }
         };
-        let batch = usize::try_from(batch - self.first_batch).ok().and_then(|at| self.batches.get_mut(at));
-        let batch = batch.expect("a batch stays until none of its frames is under way");
-        batch.outcomes[place] = Some(outcome);
-        batch.miss_fewer(1);
-        Ok(())
-    }
-
-    /// Forgets the oldest batches that are complete.
-    fn finish(&mut self) {
-        while self.batches.front().is_some_and(|batch| batch.missing == 0) {
-            let Some(batch) = self.batches.pop_front() else { return };
-            self.first_batch += 1;
-            self.shared.batch_answered(batch.bytes, batch.frames());
+        if let Entry::Occupied(mut batch) = self.batches.entry(batch) {
+            batch.get_mut().outcomes[place] = Some(outcome);
+            if batch.get_mut().miss_fewer(1) {
+                batch.remove();
+            }
         }
+        Ok(())
     }
 
     /// Looks behind the oldest flight when it lingers, for confirms come out of order then.
@@ -273,7 +276,11 @@ impl Publisher {
             let late = Error::new(ErrorKind::Timeout, "publish");
             blocked.clone().unwrap_or_else(|| late.with_context("the broker did not confirm in time"))
         };
-        for batch in self.batches.iter_mut().filter(|batch| batch.done.is_some() && now >= batch.deadline) {
+        // What was never handed over did certainly not arrive, and must not go out behind a repetition of it.
+        if self.batches.last_key_value().is_some_and(|(_, batch)| now >= batch.deadline) {
+            self.keep_back_rest(&late());
+        }
+        for batch in self.batches.values_mut().filter(|batch| batch.done.is_some() && now >= batch.deadline) {
             batch.answer(&late());
         }
         while self.queue.front().is_some_and(|batch| now >= batch.deadline) {
@@ -285,17 +292,17 @@ impl Publisher {
     /// Answers everything, because the link has ended with `error`.
     pub(super) fn end(&mut self, error: &Error) {
         self.keep_back(error);
-        for mut batch in std::mem::take(&mut self.batches) {
+        for batch in std::mem::take(&mut self.batches).values_mut() {
             batch.answer(error);
-            self.shared.batch_answered(batch.bytes, batch.frames());
         }
-        self.flights.clear();
-        self.lingering.clear();
+        for flight in self.flights.drain(..).chain(self.lingering.drain(..)) {
+            self.shared.frames_answered(flight.bytes, 1);
+        }
     }
 }
 
 /// Answers a batch of which nothing was launched.
 pub(super) fn refuse(shared: &Shared, batch: Batch, error: &Error) {
-    shared.batch_answered(batch.bytes, batch.frames.len());
+    shared.frames_answered(batch.bytes, batch.frames.len());
     let _ = batch.done.send(vec![Err(error.clone()); batch.frames.len()]);
 }

@@ -181,8 +181,8 @@ impl Shared {
         if queue.phase == Phase::Open { Ok(queue) } else { Err(closed(operation)) }
     }
 
-    /// Gives back what an answered batch took.
-    pub(super) fn batch_answered(&self, bytes: usize, frames: usize) {
+    /// Gives back what frames took of which lapin holds nothing any more.
+    pub(super) fn frames_answered(&self, bytes: usize, frames: usize) {
         self.load.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.load.frames.fetch_sub(frames, Ordering::Relaxed);
     }

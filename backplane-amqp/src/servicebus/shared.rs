@@ -212,6 +212,13 @@ impl Shared {
         drop(dropped);
     }
 
+    /// The same, should the task have ended without it.
+    pub(super) fn stop_unless_stopped(&self, lost: &Error) {
+        if self.queue.lock().phase != Phase::Ended {
+            self.stop(Some(lost));
+        }
+    }
+
     /// Everything is freed: answers whoever waits for that.
     pub(super) fn finish(&self) {
         let closers = std::mem::take(&mut self.queue.lock().closers);

@@ -58,6 +58,7 @@ pub(super) type Question = oneshot::Sender<Result<()>>;
 impl LinkTask {
     pub(super) async fn run(self) {
         let Self { shared, inbox, interest, throttle, namespace, lease, heartbeat, .. } = self;
+        let unfinished = Unfinished { shared: shared.clone(), inbox: inbox.clone() };
         let (mut publishing, mut receiving) = (self.publishing, self.receiving);
         let ended = {
             let probe = || shared.post(self.probe.clone());
@@ -120,7 +121,24 @@ impl LinkTask {
         // A subscription that still has a receiver is not missed by it: first the connections, then that.
         release.await;
         inbox.end(Ok(()));
-        shared.finish();
+        drop(unfinished);
+    }
+}
+
+/// Answers whoever still waits when the task ends, also when its runtime ends or it panicked: only the first end of an inbox
+/// counts.
+struct Unfinished {
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let stopped =
+            Error::new(ErrorKind::Unavailable, "receive").with_context("the task of the link was stopped");
+        self.shared.stop_unless_stopped(&stopped);
+        self.inbox.end(Err(stopped));
+        self.shared.finish();
     }
 }
 

@@ -216,7 +216,7 @@ async fn an_alarm_of_memory_or_disk_blocks_publishers_only_and_names_itself() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_stands_still_keeps_back_only_what_goes_there() {
     let Some((broker, _turn)) = rough().await else { return };
-    let bus = bus(&broker.url());
+    let bus = bus(&format!("{}?command_timeout=120s", broker.url()));
     let topics = [topic("stuck"), topic("free")];
     let stuck =
         bus.connect(Attach { heartbeat: Duration::from_secs(60), ..attach(&topics[..1]) }).await.unwrap();
@@ -238,6 +238,13 @@ async fn a_queue_that_stands_still_keeps_back_only_what_goes_there() {
     println!("accepted after {:?} behind frames that are kept back", start.elapsed());
     assert!(start.elapsed() < bound(Duration::from_secs(4)), "{:?}", start.elapsed());
     assert_eq!(frame(&mut link).await.1, "free");
+    // More than may be unconfirmed at once (64 MiB), for what is confirmed behind them takes no room.
+    let large = bytes::Bytes::from("l".repeat(8 << 20));
+    for _ in 0..9 {
+        publish(&link, &topics[1], large.clone()).await.unwrap();
+        assert_eq!(frame(&mut link).await.1, large);
+    }
+    println!("64 MiB more were accepted within {:?}", start.elapsed());
     tell("resume").await;
     assert!(within("outcomes", kept_back).await.iter().all(Result::is_ok));
     link.sender.close().await.unwrap();

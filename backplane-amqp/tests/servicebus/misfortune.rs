@@ -15,7 +15,7 @@ use backplane_core::{
 };
 use tokio::time::timeout;
 
-use crate::harness::{rough, start, url};
+use crate::harness::{calm, rough, start, url};
 use crate::link::{bus, connect, end, next, patience, publish, refused};
 
 fn tls_url(rabbitmq: &RabbitMq, ca: &Path) -> String {
@@ -187,4 +187,22 @@ async fn a_server_without_the_plugin_is_named() {
     let error = refused(&bus(&url(&rabbitmq, rabbitmq.address(), ""))).await;
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("AMQP 1.0"), "{error}");
+}
+
+/// Or panicked, which looks the same to those who wait.
+#[tokio::test]
+async fn a_link_whose_runtime_has_ended_leaves_nobody_waiting() {
+    let Some(rabbitmq) = calm().await else { return };
+    let bus = bus(&url(&rabbitmq, rabbitmq.address(), ""));
+    let connecting = std::thread::spawn(move || {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(connect(&bus, &["orphan"]))
+    });
+    let mut link = connecting.join().unwrap();
+    let error = publish(&link, "orphan", b"x").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+    timeout(patience(), link.sender.close()).await.expect("an answer").unwrap();
+    let error = end(&mut link).await.expect("not an orderly end");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }

@@ -28,6 +28,10 @@ pub(super) type Request = BoxFuture<'static, ()>;
 /// A run ends at so many messages or bytes: it is one item of an outbound queue, whose bounds are counted in both.
 const RUN_MESSAGES: usize = 128;
 const RUN_BYTES: usize = 64 << 10;
+/// After so many frames, or about so many bytes of them, clients' writers have their turn: a fraction of what the queue of a
+/// client holds by default.
+const TURN: usize = 1_024;
+const TURN_BYTES: usize = 256 << 10;
 /// Messages longer than this are shared with the received frame instead of copied out of it.
 const COPY_BELOW: usize = 4_096;
 
@@ -41,6 +45,8 @@ pub(super) struct Pump {
     pub(super) requests: Vec<Request>,
     /// How many more of them there may be; beyond it a command is refused.
     pub(super) room: usize,
+    /// Frames and bytes handled since the clients' writers had their turn.
+    turn: (usize, usize),
 }
 
 /// Consecutive messages of one topic: their audience is resolved once.
@@ -57,7 +63,7 @@ impl Pump {
     /// repeats frames.
     pub(super) fn new(node: Arc<Node>, window: usize, repeating: bool) -> Self {
         let positions = Positions::new(node.config.tracked_positions, window, repeating);
-        Self { node, positions, position: None, requests: Vec::new(), room: 0 }
+        Self { node, positions, position: None, requests: Vec::new(), room: 0, turn: (0, 0) }
     }
 
     /// A new link that starts anew.
@@ -87,15 +93,19 @@ impl Pump {
         let _ = self.node.events.send(Event::NodeGone(gone));
     }
 
-    /// Handles what was ready. `Err`: the link ended; everything before it was handled.
-    pub(super) fn handle(&mut self, deliveries: Vec<Result<Delivery>>) -> Result<()> {
+    /// Handles what was ready until there is no more, or others are to have their turn. `Err`: the link ended; everything
+    /// before it was handled.
+    pub(super) fn handle(&mut self, deliveries: &mut impl Iterator<Item = Result<Delivery>>) -> Result<()> {
         let mut run: Option<Run> = None;
         let mut received = 0;
         let mut end = Ok(());
-        for delivery in deliveries {
+        while !self.is_turn_over() {
+            let Some(delivery) = deliveries.next() else { break };
             match delivery {
                 Ok(Delivery::Frame { topic, frame, position }) => {
                     received += 1;
+                    self.turn.0 += 1;
+                    self.turn.1 += frame.len();
                     self.frame(topic, frame, &mut run);
                     self.position = position.or(self.position);
                 }
@@ -113,6 +123,20 @@ impl Pump {
         self.finish(run);
         self.node.counters.received.add(received);
         end
+    }
+
+    /// Whether as much was handled as the queues of clients that read can surely take.
+    fn is_turn_over(&self) -> bool {
+        self.turn.0 >= TURN || self.turn.1 >= TURN_BYTES
+    }
+
+    /// The writers of clients that got something may wait for this very thread: a backlog that is longer than their queues
+    /// must not be read past them.
+    pub(super) async fn give_way(&mut self) {
+        if self.is_turn_over() {
+            self.turn = (0, 0);
+            tokio::task::yield_now().await;
+        }
     }
 
     fn frame(&mut self, topic: Topic, frame: Bytes, run: &mut Option<Run>) {

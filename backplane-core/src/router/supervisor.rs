@@ -241,17 +241,17 @@ impl Supervisor {
                     let Some(deliveries) = deliveries else {
                         break End::Lost(Error::new(ErrorKind::Unavailable, "receive").with_context("the link ended"));
                     };
-                    let is_backlog = deliveries.len() == PUMP_BATCH;
-                    in_doubt &= !is_backlog;
-                    self.pump.room = MAX_REQUESTS.saturating_sub(requests.len());
-                    if let Err(error) = self.pump.handle(deliveries) {
-                        break End::Lost(error);
+                    in_doubt &= deliveries.len() < PUMP_BATCH;
+                    let mut deliveries = deliveries.into_iter();
+                    let mut handled = Ok(());
+                    while handled.is_ok() && deliveries.len() > 0 {
+                        self.pump.room = MAX_REQUESTS.saturating_sub(requests.len());
+                        handled = self.pump.handle(&mut deliveries);
+                        requests.extend(self.pump.requests.drain(..));
+                        self.pump.give_way().await;
                     }
-                    requests.extend(self.pump.requests.drain(..));
-                    if is_backlog {
-                        // The writers of clients that got something may wait for this very thread: a backlog that is
-                        // longer than their queues must not be read past them.
-                        tokio::task::yield_now().await;
+                    if let Err(error) = handled {
+                        break End::Lost(error);
                     }
                 }
                 () = node.outbox.ready.notified() => self.publish(sender.as_ref(), &in_flight),

@@ -24,6 +24,7 @@
 //! ```
 
 use std::borrow::Cow;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -51,7 +52,8 @@ impl<'url> Parameters<'url> {
     ///
     /// # Errors
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) for a fragment, for a raw `@` behind the host (a password that is not
-    /// percent-encoded), for what is not UTF-8 when decoded, for a name that occurs twice. It never repeats a value.
+    /// percent-encoded), for an `@` or `:@` with nothing in front of it, for what is not UTF-8 when decoded, for a name that
+    /// occurs twice. It never repeats a value.
     pub fn of(url: &'url str) -> Result<(&'url str, Self)> {
         if url.chars().any(char::is_control) {
             return Err(invalid(
@@ -66,13 +68,22 @@ impl<'url> Parameters<'url> {
         }
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         let (scheme, hosts) = address.split_once("://").unwrap_or((address, ""));
-        // Where there are several servers some write the scheme in front of each.
-        let between = format!(",{scheme}://");
+        // Where there are several servers some write the scheme in front of each, in any case.
+        let (between, servers) = (format!(",{}://", scheme.to_ascii_lowercase()), hosts.to_ascii_lowercase());
+        let is_empty = |server: &str| {
+            let authority = server.split('/').next().unwrap_or_default();
+            matches!(authority.rsplit_once('@'), Some(("" | ":", _)))
+        };
+        if servers.split(&between).any(is_empty) {
+            return Err(invalid(
+                "user and password in front of the `@` are empty: was a variable not set? Without them leave the `@` away",
+            ));
+        }
         let is_misread = |server: &str| match server.split_once('/') {
             Some((host, path)) => !host.is_empty() && path.contains('@'),
             None => false,
         };
-        if query.contains('@') || hosts.split(&between).any(is_misread) {
+        if query.contains('@') || servers.split(&between).any(is_misread) {
             return Err(invalid(
                 "`@` behind the host: `/`, `?` and `@` in user, password or parameters must be written %2F, %3F and %40",
             ));
@@ -214,27 +225,69 @@ pub fn read_file(name: &str, path: &str) -> Result<Vec<u8>> {
 /// # Errors
 /// [`InvalidConfig`](ErrorKind::InvalidConfig) without a word of it.
 pub fn check_path(name: &str, path: &str) -> Result<()> {
-    // PEM, a JWT, the seed of an nkey.
-    let is_seed =
-        path.len() >= 40 && path.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
-    if is_seed || path.contains('\n') || path.contains("-----") || path.starts_with("eyJ") {
+    let starts = |starts: &[&str]| starts.iter().any(|start| path.starts_with(start));
+    // PEM, a JWT, PEM in base64.
+    let is_text = path.contains('\n') || path.contains("-----") || starts(&["eyJ", "LS0tLS"]);
+    // What stands between the lines of PEM: a sequence in DER, in base64.
+    let is_long = path.len() >= 40;
+    let is_der =
+        !path.contains('.') && (starts(&["MII"]) || is_long && starts(&["MIG", "MIH", "MHc", "MC4"]));
+    let is_seed = is_long && path.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
+    // No file system has such a name.
+    let is_no_name = path.len() > 255 && !path.contains(['/', '\\', '.']);
+    if is_text || is_der || is_seed || is_no_name {
         return Err(invalid(format!("`{name}` names a file; what was given looks like its content")));
     }
     Ok(())
 }
 
+/// What an address, as [`Parameters::of`] returns it, says of servers: what stands in front of the last `@`, if there is one,
+/// and the hosts with their ports behind it. Neither is decoded.
+#[must_use]
+pub fn authority(address: &str) -> (Option<&str>, &str) {
+    let (_, rest) = address.split_once("://").unwrap_or((address, ""));
+    let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+    authority.rsplit_once('@').map_or((None, authority), |(credentials, hosts)| (Some(credentials), hosts))
+}
+
+/// Refuses credentials of the form `user:password` of which one is empty, for a broker to which neither means anything alone.
+/// (A parser of URLs may not tell `user:` from `user`.)
+///
+/// # Errors
+/// [`InvalidConfig`](ErrorKind::InvalidConfig) without a word of them.
+pub fn check_credentials(credentials: &str) -> Result<()> {
+    match credentials.split_once(':') {
+        Some((user, password)) if user.is_empty() || password.is_empty() => Err(invalid(
+            "user or password is empty: was a variable not set? Without a password leave the `:` away as well",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// A host as it stands in a URL, without the brackets of IPv6.
 ///
 /// # Errors
-/// [`InvalidConfig`](ErrorKind::InvalidConfig) when it is empty, not ASCII or percent-encoded: nobody would find it.
+/// [`InvalidConfig`](ErrorKind::InvalidConfig) when it is neither a name of ASCII letters, digits, `.`, `_` and `-` nor an IP
+/// address: nobody would find it, and where it holds an option that belongs elsewhere that may be a password. So it is not
+/// repeated.
 pub fn host(text: &str) -> Result<String> {
     if text.is_empty() {
         return Err(invalid("the URL names no host"));
     }
-    if !text.is_ascii() || text.contains('%') {
-        return Err(invalid("a host is ASCII and not percent-encoded; other letters are written `xn--...`"));
+    let address = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    if let Some(address) = address.filter(|address| address.parse::<Ipv6Addr>().is_ok()) {
+        return Ok(address.to_owned());
     }
-    Ok(text.trim_start_matches('[').trim_end_matches(']').to_owned())
+    if text.contains(',') {
+        return Err(invalid("the URL names several servers; one is needed. Options belong behind `?`"));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')) {
+        return Err(invalid(
+            "a host consists of ASCII letters, digits, `.`, `_` and `-`, or is an IP address (IPv6 as [::1]); it is not \
+             percent-encoded, other letters are written `xn--...`, and options belong behind `?`",
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 /// A configuration that cannot work, with a sentence that says so: [`InvalidConfig`](ErrorKind::InvalidConfig).
@@ -353,7 +406,11 @@ mod tests {
             ("x://u:s3cret@h\n", "line break"),
             ("x://u:s3cret/@h", "%2F"),
             ("x://h,x://u:s3cret/@h", "%2F"),
+            ("x://h,X://u:s3cret/@h", "%2F"),
             ("x://u:s3cret?@h", "%3F"),
+            ("x://@h", "are empty"),
+            ("x://:@h/s3cret", "are empty"),
+            ("x://u:s3cret@h,X://:@h", "are empty"),
         ] {
             let read = || {
                 let (_, mut parameters) = Parameters::of(url)?;
@@ -379,33 +436,90 @@ mod tests {
             Parameters::of("r://u:p%40ss@h:1/3?a=%41+b&hub=chat&c&d=%2F").expect("good");
         assert_eq!(parameters.take("hub").as_deref(), Some("chat"));
         assert_eq!((address, &*parameters.rest()), ("r://u:p%40ss@h:1/3", "?a=%41+b&c&d=%2F"));
-        let several = "nats://u:p@one:1,nats://u:p@two:2/";
-        assert_eq!(Parameters::of(several).expect("good").0, several);
+        for several in ["nats://u:p@one:1,nats://u:p@two:2/", "Nats://u:p@one:1,nATS://u:p@two:2/"] {
+            assert_eq!(Parameters::of(several).expect("good").0, several);
+        }
         let (_, mut parameters) = Parameters::of("memory:?hub=chat").expect("good");
         parameters.take("hub");
         assert_eq!(parameters.rest(), "");
+        assert!(Parameters::of("r://:@password@h").is_ok());
     }
 
     #[test]
     fn a_host_is_taken_as_it_is_or_refused() {
-        assert_eq!(host("[::1]").expect("an address"), "::1");
-        assert_eq!(host("xn--bcher-kva.example").expect("a name"), "xn--bcher-kva.example");
-        for wrong in ["", "b\u{fc}cher.example", "b%C3%BCcher.example", "my%2Dhost"] {
-            assert_eq!(host(wrong).expect_err(wrong).kind(), ErrorKind::InvalidConfig);
+        for (text, read) in [
+            ("[::1]", "::1"),
+            ("10.0.0.3", "10.0.0.3"),
+            ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+            ("_redis._tcp.Chat-1.internal.", "_redis._tcp.Chat-1.internal."),
+        ] {
+            assert_eq!(host(text).expect(text), read);
+        }
+        for (wrong, named) in [
+            ("", "no host"),
+            ("b\u{fc}cher.example", "xn--"),
+            ("b%C3%BCcher.example", "percent-encoded"),
+            ("my%2Dhost", "percent-encoded"),
+            ("::1", "[::1]"),
+            ("[s3cret]", "[::1]"),
+            ("[::1", "[::1]"),
+            ("a,s3cret", "several servers"),
+            ("redis.internal,password=s3cret", "behind `?`"),
+        ] {
+            let error = host(wrong).expect_err(wrong);
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains(named) && !shown.contains("s3cret"), "{wrong}: {shown}");
+        }
+        for odd in ",;=!$&'()*+~{}\"<>|\\^` ".chars() {
+            let shown = format!("{:?}", host(&format!("h{odd}s3cret")).expect_err("an odd host"));
+            assert!(shown.contains("belong behind `?`") && !shown.contains("s3cret"), "{odd}: {shown}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_credentials_are_told_apart() {
+        for (address, read) in [
+            ("x://h", (None, "h")),
+            ("x://h:1/p", (None, "h:1")),
+            ("x://u:p@h:1/p", (Some("u:p"), "h:1")),
+            ("x://u:,@a,b", (Some("u:,"), "a,b")),
+            ("x:p", (None, "")),
+        ] {
+            assert_eq!(authority(address), read, "{address}");
+        }
+        for whole in ["user", "user:password", "a:b:c"] {
+            assert!(check_credentials(whole).is_ok(), "{whole}");
+        }
+        for half in ["s3cret:", ":s3cret", ":", ":s3cret:"] {
+            let shown = format!("{:?}", check_credentials(half).expect_err(half));
+            assert!(shown.contains("is empty") && !shown.contains("s3cret"), "{shown}");
         }
     }
 
     #[test]
     fn a_file_is_read_or_named() {
         assert!(read_file("ca", "Cargo.toml").expect("the manifest can be read").starts_with(b"[package]"));
-        for content in
-            ["-----BEGIN PRIVATE KEY-----s3cret", "s3cret\ns3cret", "eyJs3cret", &"S3CRET".repeat(7)]
-        {
+        for content in [
+            "-----BEGIN PRIVATE KEY-----s3cret",
+            "s3cret\ns3cret",
+            "eyJs3cret",
+            &"S3CRET".repeat(7),
+            "MIIEvQs3cret/s3cret",
+            "MIGHAgEABgcqhkjOPQIBBggqhkjOPQMBBwRtMGs3cret",
+            "MHcCAQEEBgcqhkjOPQIBBggqhkjOPQMBBwRtMGs3cret",
+            "MC4CAQAwBgcqhkjOPQIBBggqhkjOPQMBBwRtMGs3cret",
+            "LS0tLS1CRUdJTiBQs3cret",
+            &"s3cret".repeat(43),
+        ] {
             let error = read_file("key", content).expect_err("not the name of a file");
             let shown = format!("{error} {error:?}").to_lowercase();
             assert!(shown.contains("`key` names a file") && !shown.contains("s3cret"), "{shown}");
         }
-        let error = read_file("key", "no-such-file.pem").expect_err("no such file");
-        assert!(error.to_string().contains("`key`: the file no-such-file.pem"), "{error}");
+        let long = format!("{}.pem", "folder/".repeat(40));
+        for path in ["no-such-file.pem", "/no/MIIEvQ", "MII-of-us.pem", "MIGRATION/key", &long] {
+            let error = read_file("key", path).expect_err("no such file");
+            assert!(error.to_string().contains(&format!("`key`: the file {path}")), "{error}");
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! A configuration from a URL, strictly: what is not understood is an error that names it.
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, check_path, host, invalid, percent_decode, read_file};
+use backplane_core::parameters::{
+    Parameters, check_credentials, check_path, host, invalid, percent_decode, read_file,
+};
 use backplane_tls::TlsFiles;
 use url::{Host, Url};
 
@@ -57,8 +59,10 @@ fn read_authority(scheme: &str, text: &str) -> Result<(Vec<NatsServer>, Credenti
     let mut servers = Vec::new();
     let mut credentials = None;
     for (index, address) in text.split(',').enumerate() {
-        let address =
-            address.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).unwrap_or(address);
+        let address = match address.split_once("://") {
+            Some((repeated, rest)) if repeated.eq_ignore_ascii_case(scheme) => rest,
+            _ => address,
+        };
         if address.contains('/') {
             return Err(invalid("a path has no meaning here; write `/` in a password as %2F"));
         }
@@ -93,10 +97,8 @@ fn read_credentials(text: &str) -> Result<Credentials> {
     let decoded = |text: &str| {
         percent_decode(text).ok_or_else(|| invalid("user, password or token is not percent-encoded UTF-8"))
     };
+    check_credentials(text)?;
     match text.split_once(':') {
-        None | Some(("", _)) if !text.bytes().any(|byte| byte != b':') => {
-            Err(invalid("user and password are empty"))
-        }
         Some((user, password)) => {
             Ok(Credentials::User { user: decoded(user)?, password: decoded(password)? })
         }
@@ -221,6 +223,7 @@ mod tests {
             "nats://me:s3cret@one:1,two:2,three:3",
             "nats://me:s3cret@one:1,me:s3cret@two:2,me:s3cret@three:3",
             "nats://me:s3cret@one:1,nats://me:s3cret@two:2,nats://three:3/",
+            "NATS://me:s3cret@one:1,nats://me:s3cret@two:2,Nats://three:3/",
         ] {
             let config = NatsConfig::from_url(url).unwrap();
             let servers: Vec<_> = config.servers.iter().map(ToString::to_string).collect();
@@ -261,6 +264,11 @@ mod tests {
             ("nats://localhost/path", "path"),
             ("nats://@localhost", "empty"),
             ("nats://:@localhost", "empty"),
+            ("nats://::@localhost", "empty"),
+            ("nats://user:@localhost", "empty"),
+            ("nats://:password@localhost", "empty"),
+            ("nats://one,password=x", "behind `?`"),
+            ("nats://one;password=x", "behind `?`"),
             ("nats://my%2Dhost", "percent-encoded"),
             ("nats://localhost?durable=true&propagation=1s", "core NATS"),
             (
@@ -296,6 +304,10 @@ mod tests {
             "nats://user:s3cret@localhost?x=1",
             "nats://user:s3cret@:1:1",
             "nats://s3cret@@localhost:x",
+            "nats://:s3cret@localhost",
+            "nats://localhost,password=s3cret",
+            "nats://localhost;password=s3cret",
+            "nats://localhost&password=s3cret",
             "x://u:s3cret@h",
         ] {
             let error = NatsConfig::from_url(url).unwrap_err();

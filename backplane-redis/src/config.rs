@@ -48,7 +48,7 @@ pub struct RedisConfig {
     /// `max_frame` is skipped and reported as `Lost`. At least 64 KiB. Default 16 MiB.
     pub max_undelivered: usize,
     /// How long a publish, a subscription or an orderly close may wait for Redis' answer before it fails with
-    /// `Timeout`. Default: the heartbeat bound of the link.
+    /// `Timeout`; from 10 ms to 1 hour. Default: the heartbeat bound of the link.
     pub command_timeout: Option<Duration>,
 }
 
@@ -121,8 +121,9 @@ impl RedisConfig {
         if self.max_undelivered < 64 << 10 {
             return wrong("max_undelivered must be at least 64 KiB");
         }
-        if self.command_timeout.is_some_and(|timeout| timeout < Duration::from_millis(10)) {
-            return wrong("command_timeout must be at least 10 ms");
+        let bounds = Duration::from_millis(10)..=Duration::from_secs(3_600);
+        if self.command_timeout.is_some_and(|timeout| !bounds.contains(&timeout)) {
+            return wrong("command_timeout must be from 10 ms to 1 hour");
         }
         Ok(())
     }

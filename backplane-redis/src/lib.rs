@@ -58,7 +58,7 @@
 //! | `cluster` | `true`: the server is a node of a Redis Cluster | `false` |
 //! | `max_frame` | largest frame | `16MiB` |
 //! | `max_undelivered` | how much may wait for the reader | `16MiB` |
-//! | `command_timeout` | how long a command may wait for its answer | the heartbeat bound |
+//! | `command_timeout` | how long a command may wait for its answer, from `10ms` to `60m` | the heartbeat bound |
 //!
 //! # How it is built
 //! Set-up (addresses, authentication, `HELLO`) uses the `redis` crate. The two connections themselves are driven by one

@@ -29,6 +29,16 @@ impl RedisConfig {
     /// [`Unsupported`](ErrorKind::Unsupported) for Sentinel and Cluster URLs, with what to do instead.
     pub fn from_url(text: &str) -> Result<Self> {
         let (address, mut parameters) = Parameters::of(text)?;
+        // Before the port of one of them is called unreadable.
+        if parameters::authority(address).1.contains(',') {
+            let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
+            return Err(match scheme.as_str() {
+                "redis" | "rediss" => invalid(
+                    "the URL names several servers; one is needed, the master. Options belong behind `?`",
+                ),
+                scheme => foreign_scheme(scheme),
+            });
+        }
         // The parser's own error never repeats the text, which may hold a password.
         let url =
             Url::parse(address).map_err(|error| invalid("the URL cannot be read").with_source(error))?;
@@ -168,6 +178,18 @@ mod tests {
             ("redis://localhost/-1", "database"),
             ("rediss://localhost#insecure", "verified"),
             ("redis://user@localhost", "password"),
+            ("redis://user:@localhost", "password"),
+            ("redis://:@localhost", "are empty"),
+            ("redis://@localhost", "are empty"),
+            ("redis://a,b", "several servers"),
+            ("redis://a:1,b:2", "several servers"),
+            ("redis://localhost;db=1", "behind `?`"),
+            ("redis://localhost?command_timeout=9ms", "command_timeout must be from 10 ms to 1 hour"),
+            ("redis://localhost?command_timeout=3600001ms", "command_timeout must be from 10 ms to 1 hour"),
+            (
+                "redis://localhost?command_timeout=18446744073709551615s",
+                "command_timeout must be from 10 ms to 1 hour",
+            ),
             ("http://localhost", "schemes redis and rediss"),
             ("redis://", "URL"),
             ("localhost", "URL"),
@@ -182,6 +204,7 @@ mod tests {
     fn sentinel_and_cluster_urls_say_what_to_do_instead() {
         for (url, instead) in [
             ("redis+sentinel://localhost/master", "master"),
+            ("redis-sentinel://one:26379,two:26379/master", "master"),
             ("redis-sentinel://localhost/master", "master"),
             ("redis+cluster://localhost", "cluster=true"),
             ("redis-cluster://localhost", "cluster=true"),
@@ -194,9 +217,15 @@ mod tests {
 
     #[test]
     fn neither_errors_nor_debug_show_credentials() {
-        for url in
-            ["redis://user:s3cret@localhost?x=1", "redis://user:s3cret@:1:1", "redis+sentinel://u:s3cret@h"]
-        {
+        for url in [
+            "redis://user:s3cret@localhost?x=1",
+            "redis://user:s3cret@:1:1",
+            "redis+sentinel://u:s3cret@h",
+            // As StackExchange.Redis writes it.
+            "redis://redis.internal,password=s3cret",
+            "redis://redis.internal:6379,password=s3cret,ssl=true",
+            "redis://redis.internal;password=s3cret",
+        ] {
             let error = RedisConfig::from_url(url).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
         }

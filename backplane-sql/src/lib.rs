@@ -61,8 +61,8 @@
 //! |---|---|---|---|
 //! | PostgreSQL | `application_name` | what the server calls our sessions | `backplane` |
 //! | | `prepared` | `false`: statements travel without being prepared | unless a pooler is noticed |
-//! | | `sslmode` | `disable`, `prefer`, `require`, `verify-ca` or `verify-full` | `verify-ca` with `sslrootcert`, else `PGSSLMODE` of the environment, or `prefer` |
-//! | | `sslrootcert` | file of the authorities that are trusted; makes `require` mean `verify-ca` | those of this machine, where the mode verifies |
+//! | | `sslmode` | `disable`, `prefer`, `require`, `verify-ca` or `verify-full` | `PGSSLMODE` of the environment, or `prefer`; with `sslrootcert` at least `verify-ca` |
+//! | | `sslrootcert` | file of the authorities that are trusted; makes `require`, and what the environment says below it, mean `verify-ca` | those of this machine, where the mode verifies |
 //! | | `sslcert`, `sslkey` | files of our certificate and its key, only together | none |
 //! | | `listen_url` | where to listen for the doorbell, past a pooler; without parameters of its own, and what is percent-encoded in a URL is so once more (`/` in a password is `%252F`) | the URL itself |
 //! | MySQL | `socket` | path of a Unix socket, instead of host and port | none |
@@ -71,9 +71,11 @@
 //! | | `ssl-cert`, `ssl-key` | files of our certificate and its key, only together | none |
 //! | SQL Server | `encrypt` | `false`: only the login is secret, unless the server wants more | `true` |
 //! | | `trust_server_certificate` | `true`: any certificate will do | `false` |
-//! | | `trust_server_certificate_ca` | file of the authority that is trusted; not with the one before | those of this machine |
+//! | | `trust_server_certificate_ca` | file of an authority that is trusted besides; not with the one before | those of this machine |
 //! | | `hostname_in_certificate` | the name that the certificate must have | the host |
 //! | | `application_name` | what the server calls our sessions | `backplane` |
+//!
+//! Files are read when the bus is opened. `trust_server_certificate_ca` may be DER as well, whatever its name ends in.
 //!
 //! SQL Server takes an ADO connection string too (`Server=tcp:host,1433;Database=...`), with the keywords of ADO and none of
 //! the parameters above.

@@ -267,6 +267,12 @@ fn alert_received(alert: AlertDescription) -> (ErrorKind, String) {
             ErrorKind::Denied,
             format!("the server refused our certificate ({alert:?}); see `cert` and `key`"),
         ),
+        // How TLS 1.2 refuses a client without a certificate, and much else.
+        AlertDescription::HandshakeFailure => (
+            ErrorKind::Unavailable,
+            "the server ended TLS (HandshakeFailure): if it asks for a certificate of ours, name one (`cert` and `key`)"
+                .to_owned(),
+        ),
         _ => (ErrorKind::Unavailable, format!("the server ended TLS ({alert:?})")),
     }
 }
@@ -334,6 +340,14 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_client_certificate_is_named_in_every_version() {
+        for alert in [AlertDescription::CertificateRequired, AlertDescription::HandshakeFailure] {
+            let (_, sentence) = meaning(&rustls::Error::AlertReceived(alert), "here");
+            assert!(sentence.contains("`cert` and `key`"), "{sentence}");
+        }
+    }
+
+    #[test]
     fn what_a_change_of_configuration_mends_is_not_retryable() {
         let wrong = |error: CertificateError| meaning(&rustls::Error::InvalidCertificate(error), "here").0;
         assert_eq!(wrong(CertificateError::NotValidForName), ErrorKind::InvalidConfig);
@@ -341,6 +355,7 @@ mod tests {
         assert_eq!(wrong(CertificateError::InvalidPurpose), ErrorKind::InvalidConfig);
         assert_eq!(wrong(CertificateError::Expired), ErrorKind::Unavailable);
         let alert = |alert| meaning(&rustls::Error::AlertReceived(alert), "here").0;
+        assert_eq!(alert(AlertDescription::HandshakeFailure), ErrorKind::Unavailable);
         assert_eq!(alert(AlertDescription::CertificateRequired), ErrorKind::Denied);
         assert_eq!(alert(AlertDescription::InternalError), ErrorKind::Unavailable);
         let io = io::Error::other(rustls::Error::AlertReceived(AlertDescription::UnknownCA));

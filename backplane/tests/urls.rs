@@ -168,6 +168,8 @@ fn what_is_not_a_url_is_refused() {
     invalid("memory://host", "neither host nor path");
     invalid("memory:bus", "neither host nor path");
     invalid("memory:#bus", "%23");
+    invalid("memory://@host", "are empty");
+    invalid("memory://:@host?hub=chat", "are empty");
 }
 
 #[test]
@@ -190,6 +192,9 @@ fn no_error_and_no_debug_prints_a_credential() {
         "redis://root:a#hunter2@localhost",
         "redis://root:hunter2%@localhost",
         "redis://:hunter2@",
+        "redis://localhost,password=hunter2",
+        "redis://localhost:6379,password=hunter2,ssl=true",
+        "redis://localhost;password=hunter2",
         "memory://root:hunter2@localhost",
     ];
     for url in urls {

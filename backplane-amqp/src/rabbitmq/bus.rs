@@ -47,11 +47,11 @@ impl RabbitBus {
         Ok(Self { routing: Arc::new(Routing::new(config.buckets)), config })
     }
 
-    /// Tries the addresses, each once, in a random order, until one answers.
+    /// Tries the addresses, each once, in a random order, until one gives a link.
     async fn open_any(&self, attach: Attach<'_>, deadline: Instant) -> Result<Link> {
         attach.topics.iter().try_for_each(|topic| carries("connect", topic))?;
         let mut addresses: Vec<&RabbitAddress> = self.config.addresses.iter().collect();
-        let mut last = None;
+        let mut failure = None::<Error>;
         while !addresses.is_empty() {
             let random = std::hash::RandomState::new().build_hasher().finish();
             let chosen = usize::try_from(random % addresses.len() as u64).unwrap_or_default();
@@ -66,14 +66,22 @@ impl RabbitBus {
                 let opened = tokio::time::timeout_at(deadline, Box::pin(self.open(attach, reached)));
                 opened.await.unwrap_or_else(|_| Err(not_bound(address, attach.topics.len())))
             };
-            match opened.await {
+            let error = match opened.await {
                 Ok(link) => return Ok(link),
-                // What one node of a broker refuses, every one does; and without time nobody else can be asked.
-                Err(error) if !error.is_retryable() || Instant::now() >= deadline => return Err(error),
-                Err(error) => last = Some(error),
+                Err(error) => error,
+            };
+            tracing::debug!(%address, %error, "no link");
+            // What the configuration has to mend is the better answer. Another node is asked all the same: one alone may have
+            // a wrong certificate, or be no RabbitMQ.
+            if failure.as_ref().is_none_or(Error::is_retryable) {
+                failure = Some(error);
+            }
+            // Without time nobody else can be asked.
+            if Instant::now() >= deadline {
+                break;
             }
         }
-        Err(last.expect("there is an address, and it failed"))
+        Err(failure.expect("there is an address, and it failed"))
     }
 
     /// Opens both connections to one node of the broker, and what a link has there beside bindings.
@@ -236,5 +244,62 @@ impl Bus for RabbitBus {
     async fn connect(&self, attach: Attach<'_>) -> Result<Link> {
         let deadline = Instant::now() + attach.deadline;
         self.open_any(attach, deadline).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use backplane_core::NodeId;
+    use backplane_tls::Tls;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A node that says this to whoever speaks to it, and hangs up; with how often somebody did.
+    async fn node(says: &'static [u8]) -> (RabbitAddress, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                let _ = client.read(&mut [0; 16 << 10]).await;
+                let _ = client.write_all(says).await;
+            }
+        });
+        (RabbitAddress { host: "127.0.0.1".to_owned(), port }, asked)
+    }
+
+    #[tokio::test]
+    async fn a_node_that_refuses_for_good_does_not_keep_the_others_from_being_asked() {
+        // Given a node that speaks no TLS, which only a change of configuration mends, and one that is about to start.
+        let (plain, _) = node(b"AMQP\0\0\x09\x01").await;
+        let (starting, asked) = node(b"").await;
+        let bus = RabbitBus::new(RabbitConfig {
+            addresses: vec![plain, starting],
+            tls: Some(Tls::trusting_nobody().unwrap()),
+            ..RabbitConfig::default()
+        })
+        .unwrap();
+        // The order is random: one attempt would prove nothing.
+        for attempt in 1..=20 {
+            let before = asked.load(Ordering::Relaxed);
+            let attach = Attach {
+                node: NodeId::random(),
+                attempt,
+                topics: &[],
+                resume: None,
+                deadline: Duration::from_secs(10),
+                heartbeat: Duration::from_secs(10),
+            };
+            // When a link is opened, then both are asked, and told is what can be mended.
+            let error = bus.connect(attach).await.expect_err("nobody gives a link");
+            assert!(asked.load(Ordering::Relaxed) > before, "in attempt {attempt}");
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+        }
     }
 }

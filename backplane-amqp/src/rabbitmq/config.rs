@@ -17,7 +17,7 @@ use backplane_tls::Tls;
 /// ```
 #[derive(Clone)]
 pub struct RabbitConfig {
-    /// The nodes of the broker, at least one. Each attempt tries them once, in a random order, until one answers; both
+    /// The nodes of the broker, at least one. Each attempt tries them once, in a random order, until one gives a link; both
     /// connections of a link lead to the same node. Default `127.0.0.1:5672`.
     pub addresses: Vec<RabbitAddress>,
     /// The user. Default `guest`.

@@ -74,9 +74,6 @@ fn split_hosts(text: &str) -> Result<(&str, Vec<&str>, String)> {
         Some(at) => authority.split_at(at + 1),
         None => ("", authority),
     };
-    if matches!(credentials, "@" | ":@") {
-        return Err(invalid("user and password are empty; without both of them it is guest"));
-    }
     if credentials.matches('@').count() > 1 {
         return Err(invalid("user and password stand once, before all hosts; an `@` in them is written %40"));
     }
@@ -194,7 +191,11 @@ mod tests {
             ("amqp://a,:5672", "an address"),
             ("amqp://@localhost", "empty"),
             ("amqp://:@localhost", "empty"),
+            ("amqp://:@one,two", "empty"),
+            ("amqp://user:@localhost", "needs a password"),
             ("amqp://my%2Dhost", "percent-encoded"),
+            ("amqp://localhost,password=hush", "behind `?`"),
+            ("amqp://localhost;password=hush/", "behind `?`"),
             ("http://localhost", "schemes amqp and amqps"),
             ("localhost", "names no host"),
         ] {

@@ -26,7 +26,7 @@ use super::filters::Filters;
 pub struct ServiceBusConfig {
     /// Host name of the namespace, `NAME.servicebus.windows.net`, or of a broker. Required.
     pub host: String,
-    /// TCP port. Default: 5671, without TLS 5672.
+    /// TCP port, not 0. Default: 5671, without TLS 5672.
     pub port: Option<u16>,
     /// Whether to connect without TLS: for a broker on this machine, and for the emulator. Default: no.
     pub plain: bool,
@@ -56,7 +56,7 @@ pub struct ServiceBusConfig {
     pub max_frame: usize,
     /// Most bytes of frames that wait for whoever polls `inbound`; then no more are received. Default 16 MiB.
     pub max_undelivered: usize,
-    /// How long a frame may wait for its outcome. Default: the heartbeat bound of the link.
+    /// How long a frame may wait for its outcome, above 0 and at most 1 hour. Default: the heartbeat bound of the link.
     pub publish_timeout: Option<Duration>,
 }
 
@@ -119,7 +119,7 @@ pub enum Entities {
 pub struct ManagementAddress {
     /// Host name.
     pub host: String,
-    /// TCP port.
+    /// TCP port, not 0.
     pub port: u16,
     /// Whether it speaks HTTPS, with the same TLS settings.
     pub tls: bool,
@@ -155,7 +155,16 @@ impl ServiceBusConfig {
         if self.host.is_empty() {
             return Err(invalid("the host is missing"));
         }
+        if self.port == Some(0) || self.management.as_ref().is_some_and(|address| address.port == 0) {
+            return Err(invalid("a port must not be 0"));
+        }
         check_name("topic", &self.topic, 260, ".-_/")?;
+        if let Credentials::Key { name: user, key: secret } | Credentials::Plain { user, password: secret } =
+            &self.credentials
+            && (user.is_empty() || secret.is_empty())
+        {
+            return Err(invalid("name or key, user or password are empty: was a variable not set?"));
+        }
         if let Credentials::Key { name, key } = &self.credentials
             && name.chars().chain(key.chars()).any(char::is_whitespace)
         {
@@ -179,8 +188,9 @@ impl ServiceBusConfig {
         if self.max_undelivered == 0 {
             return Err(invalid("`max_undelivered` must be above 0"));
         }
-        if self.publish_timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err(invalid("`publish_timeout` must be above 0"));
+        let hour = Duration::from_secs(3_600);
+        if self.publish_timeout.is_some_and(|timeout| timeout.is_zero() || timeout > hour) {
+            return Err(invalid("`publish_timeout` must be above 0 and at most 1 hour"));
         }
         match self.filters {
             Filters::Buckets(0 | 1_001..) => return Err(invalid("`filters`: 1 to 1,000 buckets")),

@@ -83,8 +83,8 @@
 //! |---|---|---|
 //! | `sas_name`, `sas_key` | name and key of the policy, instead of `name:key@` | none |
 //! | `auth` | `cbs`: key and tokens; `sasl`: user and password; `anonymous` | `cbs` with credentials |
-//! | `tls` | `false`: no TLS | `true` |
-//! | `ca` | file with the only CAs to trust, PEM | the system's |
+//! | `tls` | `false`: AMQP without TLS; `management` has its own scheme | `true` |
+//! | `ca` | file with the only CAs to trust, PEM; for HTTPS too | the system's |
 //! | `cert`, `key` | files with our certificate and its key, PEM | none |
 //! | `create` | `false`: entities are provided, `subscription` names ours | `true` |
 //! | `subscription` | the provided subscription | none |
@@ -97,7 +97,7 @@
 //! | `pack` | frames share a message up to this size | `60KiB` |
 //! | `max_frame` | largest frame | `1MiB` |
 //! | `max_undelivered` | how much may wait for the reader | `16MiB` |
-//! | `publish_timeout` | how long a frame waits for its outcome | the heartbeat bound |
+//! | `publish_timeout` | how long a frame waits for its outcome, at most `60m` | the heartbeat bound |
 //!
 //! # What was tested, and what only Azure can show
 //! Every contract of the conformance suite runs on RabbitMQ 3.10 with its AMQP 1.0 plugin. Tokens, entities, rules, throttling

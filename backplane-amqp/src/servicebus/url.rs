@@ -1,7 +1,7 @@
 //! A configuration from a URL or from Azure's connection string, strictly.
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, host, invalid, percent_decode};
+use backplane_core::parameters::{Parameters, authority, host, invalid, percent_decode};
 use backplane_tls::TlsFiles;
 use url::Url;
 
@@ -101,7 +101,10 @@ fn from_url(text: &str) -> Result<ServiceBusConfig> {
     parameters.size("max_undelivered", &mut config.max_undelivered)?;
     parameters.duration("publish_timeout", &mut config.publish_timeout)?;
     parameters.finish("servicebus")?;
-    let any_tls = !config.plain || config.management.as_ref().is_some_and(|address| address.tls);
+    // Entities are made over HTTPS, unless something else is said.
+    let makes_over_tls = config.entities == Entities::Created
+        && config.management.as_ref().is_none_or(|management| management.tls);
+    let any_tls = !config.plain || makes_over_tls;
     if !any_tls {
         files.refuse("tls=true")?;
     } else if files.given() {
@@ -186,12 +189,16 @@ fn management(address: &str) -> Result<ManagementAddress> {
         "http" => false,
         _ => return Err(wrong()),
     };
-    let bare =
-        url.path() == "/" && url.query().is_none() && url.username().is_empty() && url.password().is_none();
+    let bare = url.path() == "/" && url.query().is_none() && has_no_credentials(address, &url);
     match url.port_or_known_default() {
         Some(port) if bare => Ok(ManagementAddress { host: host_of(&url)?, port, tls }),
         _ => Err(wrong()),
     }
+}
+
+/// Not empty ones either, which the parser drops.
+fn has_no_credentials(text: &str, url: &Url) -> bool {
+    url.username().is_empty() && url.password().is_none() && authority(text).0.is_none()
 }
 
 fn from_connection_string(text: &str) -> Result<ServiceBusConfig> {
@@ -236,8 +243,7 @@ fn from_connection_string(text: &str) -> Result<ServiceBusConfig> {
     let bare = matches!(url.path(), "" | "/")
         && url.query().is_none()
         && url.fragment().is_none()
-        && url.username().is_empty()
-        && url.password().is_none();
+        && has_no_credentials(endpoint, &url);
     if !bare {
         return Err(invalid("`Endpoint` is sb://host[:port]/ and nothing else"));
     }
@@ -305,6 +311,7 @@ mod tests {
             receive_from: receive_from.to_owned(),
         };
         assert_eq!(of("servicebus://a:b@h/t?auth=sasl&management=none"), addresses("/topic/t", "/topic/t"));
+        assert_eq!(of("servicebus://h/t?auth=anonymous&management=none"), addresses("/topic/t", "/topic/t"));
         assert_eq!(
             of("servicebus://h?management=none&publish_to=/exchange/x/&receive_from=/exchange/x/k"),
             addresses("/exchange/x/", "/exchange/x/k")
@@ -332,7 +339,31 @@ mod tests {
             ("servicebus://a:s3cret@h?management=none&create=true", "management=none"),
             ("servicebus://a:s3cret@h?management=ftp://x", "management"),
             ("servicebus://a:s3cret@h?management=http://x/path", "management"),
-            ("servicebus://a:s3cret@h?tls=false&ca=x", "TLS"),
+            ("servicebus://a:s3cret@h?management=http://:%40x", "management"),
+            ("servicebus://a:s3cret@h?tls=false&management=http://h&ca=x", "TLS"),
+            ("servicebus://a:s3cret@h?tls=false&create=false&subscription=x&ca=x", "TLS"),
+            ("servicebus://a:s3cret@h?tls=false&auth=sasl&management=none&ca=x", "TLS"),
+            ("servicebus://a:s3cret@h?tls=false&ca=/does/not/exist", "/does/not/exist"),
+            ("servicebus://a:s3cret@h?tls=false&management=https://h&ca=/does/not/exist", "/does/not/exist"),
+            ("servicebus://@h", "empty"),
+            ("servicebus://:@h", "empty"),
+            ("servicebus://@h?auth=anonymous&management=none", "empty"),
+            ("servicebus://a:@h", "key"),
+            ("servicebus://:s3cret@h", "name"),
+            ("servicebus://h?sas_name=&sas_key=s3cret", "empty"),
+            ("servicebus://h?sas_name=a&sas_key=", "empty"),
+            ("servicebus://a:s3cret@h:0", "port"),
+            ("servicebus://a:s3cret@h?management=http://h:0", "port"),
+            (
+                "servicebus://a:s3cret@h?publish_timeout=0s",
+                "publish_timeout` must be above 0 and at most 1 hour",
+            ),
+            (
+                "servicebus://a:s3cret@h?publish_timeout=18446744073709551615s",
+                "publish_timeout` must be above 0 and at most 1 hour",
+            ),
+            ("servicebus://a:s3cret@h,key=s3cret", "several servers"),
+            ("servicebus://a:s3cret@h;SharedAccessKey=s3cret", "behind `?`"),
             ("servicebus://a:s3cret@h?ca=/does/not/exist", "/does/not/exist"),
             ("servicebus://a:s3cret@h/t%20x", "topic"),
             ("servicebus://a:s3cret@h?create=false&subscription=x&management=http://y", "management"),
@@ -342,7 +373,11 @@ mod tests {
             ("redis://a:s3cret@h", "servicebus://"),
             ("Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey=s3cret;Timeout=3", "EntityPath"),
             ("Endpoint=sb://h;SharedAccessKeyName=a", "SharedAccessKey"),
+            ("Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey=", "empty"),
+            ("Endpoint=sb://h;SharedAccessKeyName=;SharedAccessKey=s3cret", "empty"),
+            ("Endpoint=sb://h:0;SharedAccessKeyName=a;SharedAccessKey=s3cret", "port"),
             ("SharedAccessKeyName=a;SharedAccessKey=s3cret", "Endpoint"),
+            ("Endpoint=sb://@h;SharedAccessKeyName=a;SharedAccessKey=s3cret", "nothing else"),
             ("Endpoint=sb://h/path;SharedAccessKeyName=a;SharedAccessKey=s3cret", "nothing else"),
             ("Endpoint=sb://a:s3cret@h;SharedAccessKeyName=a;SharedAccessKey=s3cret", "nothing else"),
             ("servicebus://h?sas_name=a&sas_key=s3cret+x=", "%2B"),

@@ -1,13 +1,19 @@
 //! What the URL or the connection string says about the server.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, invalid, percent_decode};
+use backplane_core::parameters::{
+    Parameters, authority, check_credentials, host, invalid, percent_decode, read_file,
+};
 use tiberius::{AuthMethod, Config, EncryptionLevel};
 use url::Url;
 
 use super::ado;
+
+/// Names the file of an authority.
+const CA: &str = "trust_server_certificate_ca";
 
 /// Where the server is, and how to talk to it.
 #[derive(Clone)]
@@ -50,7 +56,7 @@ impl Settings {
             })?;
             let trust = "trust_server_certificate";
             rest.parse(trust, &mut said.trust, "`true` or `false`", |text| Some(Some(text.parse().ok()?)))?;
-            said.ca = rest.take("trust_server_certificate_ca");
+            said.ca = rest.take(CA);
             said.certificate_name = rest.take("hostname_in_certificate");
             said.application = rest.take("application_name");
             said.settings()
@@ -63,23 +69,25 @@ impl Settings {
 fn from_url(url: &str) -> Result<Said> {
     // The parser's own words could hold a piece of the URL, and that a password.
     let wrong = || invalid("the URL is not of the form mssql://user:password@host:1433/database");
-    let parsed = Url::parse(url).map_err(|_| wrong())?;
-    let host = parsed.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-    if host.contains(',') {
+    let (credentials, hosts) = authority(url);
+    if hosts.contains(',') {
         return Err(invalid(
             "the port stands behind a colon (host:1433), and several servers cannot be named",
         ));
     }
+    check_credentials(credentials.unwrap_or_default())?;
+    let parsed = Url::parse(url).map_err(|_| wrong())?;
+    let host = host(parsed.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?)?;
     let read = |text: &str| percent_decode(text).ok_or_else(wrong);
     let database = read(parsed.path().trim_start_matches('/'))?;
     if database.contains('/') {
         return Err(wrong());
     }
     Ok(Said {
-        host: Some(read(host.trim_start_matches('[').trim_end_matches(']'))?),
+        host: Some(host),
         port: parsed.port(),
         database: Some(database).filter(|name| !name.is_empty()),
-        user: Some(read(parsed.username())?).filter(|name| !name.is_empty()),
+        user: Some(read(parsed.username())?),
         password: parsed.password().map(read).transpose()?,
         ..Said::default()
     })
@@ -160,13 +168,11 @@ fn server(text: &str) -> Result<(String, Option<u16>)> {
         None => (text, None),
     };
     let host = match host.trim() {
-        "." | "(local)" => "localhost",
-        host => host.trim_start_matches('[').trim_end_matches(']'),
+        "." | "(local)" => "localhost".to_owned(),
+        address if address.parse::<Ipv6Addr>().is_ok() => address.to_owned(),
+        name => self::host(name).map_err(|_| wrong())?,
     };
-    if host.is_empty() || host.contains('/') {
-        return Err(wrong());
-    }
-    Ok((host.to_owned(), port))
+    Ok((host, port))
 }
 
 fn encrypt(value: &str) -> Result<bool> {
@@ -190,12 +196,19 @@ impl Said {
     fn settings(self) -> Result<Settings> {
         let host = self.host.ok_or_else(|| invalid("the connection string names no server"))?;
         let port = self.port.unwrap_or(1433);
+        if port == 0 {
+            return Err(invalid("the port must not be 0"));
+        }
         let database = self.database.ok_or_else(|| {
             invalid("no database is named: mssql://user:password@host:1433/database, or `Database=...`")
         })?;
         let user = self
             .user
+            .filter(|user| !user.is_empty())
             .ok_or_else(|| invalid("no user is named; only SQL Server's own logins are supported"))?;
+        if self.password.as_ref().is_some_and(String::is_empty) {
+            return Err(invalid("the password is empty: was a variable not set?"));
+        }
         let mut config = Config::new();
         config.host(&host);
         config.port(port);
@@ -212,7 +225,7 @@ impl Said {
                 return Err(invalid("either any certificate is trusted or an authority is asked, not both"));
             }
             (true, None) => config.trust_cert(),
-            (false, Some(ca)) => config.trust_cert_ca(ca),
+            (false, Some(ca)) => config.trust_cert_ca_bundle(certificates(&ca)?),
             (false, None) => {}
         }
         if let Some(name) = self.certificate_name {
@@ -220,4 +233,20 @@ impl Said {
         }
         Ok(Settings { config, host, port, database })
     }
+}
+
+/// What stands in the file, for the driver, which tells PEM from DER. What holds no certificate is refused here, and not by each
+/// attempt to connect.
+fn certificates(path: &str) -> Result<Vec<u8>> {
+    const PEM: &[u8] = b"-----BEGIN CERTIFICATE-----";
+    let content = read_file(CA, path)?;
+    let is_pem = content.windows(PEM.len()).any(|bytes| bytes == PEM);
+    // A sequence of more than 127 bytes.
+    let is_der = matches!(content.as_slice(), [0x30, 0x81..=0x84, ..]);
+    if !is_pem && !is_der {
+        return Err(invalid(format!(
+            "`{CA}`: the file {path} holds no certificate, neither in PEM nor in DER"
+        )));
+    }
+    Ok(content)
 }

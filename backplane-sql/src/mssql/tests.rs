@@ -452,9 +452,27 @@ fn a_connection_string_says_what_a_url_says() {
         assert_eq!(shown(text), url);
     }
     assert!(shown("Server=.;Database=d;User Id=u;Encrypt=Optional").contains("localhost:1433/d"));
-    assert!(shown("mssql://u:p@[::1]/d").contains("::1:1433/d"));
+    for local in
+        ["mssql://u:p@[::1]/d", "Server=[::1];Database=d;User Id=u", "Server=::1;Database=d;User Id=u"]
+    {
+        assert!(shown(local).contains("::1:1433/d"), "{local}");
+    }
     let capable = database("mssql://u:p@h/d?order=total").unwrap().capabilities();
     assert!(capable.resume && capable.repeats && capable.order == backplane_core::Order::Total);
+}
+
+#[test]
+fn an_authority_is_read_at_once_whatever_its_file_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in [
+        ("ca.cer", &b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"[..]),
+        ("ca", &[0x30, 0x82, 0x01, 0x00]),
+    ] {
+        let file = folder.path().join(name);
+        std::fs::write(&file, content).unwrap();
+        let url = format!("mssql://u:p@h/d?trust_server_certificate_ca={}", file.display());
+        assert!(database(&url).is_ok(), "{name}");
+    }
 }
 
 #[test]
@@ -466,10 +484,25 @@ fn what_cannot_work_is_refused_before_it_connects() {
         ("mssql://u:secret@h/d?encrypt=maybe", "encrypt"),
         ("mssql://u:secret@h/d?polling=1", "hostname_in_certificate"),
         ("mssql://u:secret@h/d?trust_server_certificate=true&trust_server_certificate_ca=a", "not both"),
+        ("mssql://u:secret@h/d?trust_server_certificate_ca=no-such-file.pem", "no-such-file.pem"),
+        ("mssql://u:secret@h/d?trust_server_certificate_ca=Cargo.toml", "holds no certificate"),
+        ("mssql://u:secret@h/d?trust_server_certificate_ca=MIIsecret", "names a file"),
+        ("Server=h;Database=d;User Id=u;TrustServerCertificateCA=no-such-file.pem", "no-such-file.pem"),
         ("Server=h;Database=d;User Id=u;Password=secret;Colour=red", "unknown name"),
         ("Server=h;Database=d;User Id=u;Password=top;secret=1", "unknown name"),
         ("Server=h;Database=d;User Id=u;Password=top;secret=1;secret=2", "twice"),
         ("mssql://u:secret@h,1433/d", "behind a colon"),
+        ("mssql://u:secret@a:1,b:2/d", "several servers"),
+        ("mssql://u:secret@h;Password=secret/d", "behind `?`"),
+        ("mssql://u:secret@h:0/d", "port"),
+        ("mssql://:secret@h/d", "is empty"),
+        ("mssql://u:@h/d", "is empty"),
+        ("mssql://@h/d", "are empty"),
+        ("mssql://:@h/d", "are empty"),
+        ("Server=h;Database=d;User Id=;Password=secret", "no user"),
+        ("Server=h;Database=d;User Id=u;Password=", "is empty"),
+        ("Server=h,0;Database=d;User Id=u;Password=secret", "port"),
+        ("Server='h;Password=secret';Database=d;User Id=u", "form"),
         ("Server=h;Database=d;User Id=u;Password=secret;pwd=secret", "twice"),
         ("Server=h\\SQLEXPRESS;Database=d;User Id=u;Password=secret", "instance"),
         ("Server=h,x;Database=d;User Id=u;Password=secret", "form"),

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use backplane_core::Result;
-use backplane_core::parameters::{Parameters, invalid, percent_decode, read_file};
+use backplane_core::parameters::{
+    Parameters, authority, check_credentials, host, invalid, percent_decode, read_file,
+};
 use sqlx::ConnectOptions as _;
 use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use url::Url;
@@ -26,12 +28,13 @@ impl Settings {
     pub(super) fn read(url: &str, rest: &mut Parameters<'_>) -> Result<Self> {
         // The parser's own words could hold a piece of the URL, and that a password.
         let wrong = || invalid("the URL is not of the form mysql://user:password@host:3306/database");
-        let parsed = Url::parse(url).map_err(|_| wrong())?;
-        let host = parsed.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        if host.contains(',') {
+        let (credentials, hosts) = authority(url);
+        if hosts.contains(',') {
             return Err(invalid("the URL names several servers; one is needed, the primary"));
         }
+        check_credentials(credentials.unwrap_or_default())?;
+        let parsed = Url::parse(url).map_err(|_| wrong())?;
+        let host = host(parsed.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?)?;
         let read = |text: &str| percent_decode(text).ok_or_else(wrong);
         let database = read(parsed.path().trim_start_matches('/'))?;
         if database.is_empty() {
@@ -41,8 +44,11 @@ impl Settings {
             return Err(wrong());
         }
         let port = parsed.port().unwrap_or(3306);
+        if port == 0 {
+            return Err(invalid("the port must not be 0"));
+        }
         let mut options = MySqlConnectOptions::new()
-            .host(&read(host)?)
+            .host(&host)
             .port(port)
             .username(&read(parsed.username())?)
             .database(&database)

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use backplane_core::Result;
-use backplane_core::parameters::{Parameters, invalid, percent_decode, read_file};
+use backplane_core::parameters::{
+    Parameters, authority, check_credentials, host, invalid, percent_decode, read_file,
+};
+use backplane_core::{Error, Result};
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
@@ -54,8 +56,12 @@ impl Settings {
                 if listen.contains(['?', '#']) {
                     return Err(invalid("`listen_url` takes no parameters: it has those of the URL"));
                 }
-                let unreadable = |_| {
-                    invalid("in `listen_url` what is percent-encoded once in a URL is so once more: `/` in a password is %252F")
+                let unreadable = |error: Error| {
+                    invalid(format!(
+                        "`listen_url`: {}. What is percent-encoded once in a URL is so once more there: `/` in a password is \
+                         %252F",
+                        error.context().unwrap_or("it cannot be read")
+                    ))
                 };
                 Parameters::of(&listen).map_err(unreadable)?;
                 connect_options(&listen, &tls, &application, "`listen_url`")
@@ -79,16 +85,26 @@ fn connect_options(url: &str, tls: &Tls, application: &str, what: &str) -> Resul
     if !["postgres", "postgresql"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
         return Err(wrong());
     }
-    let authority = rest.split('/').next().unwrap_or_default();
-    if authority.rsplit('@').next().is_some_and(|host| host.contains(',')) {
+    let (credentials, hosts) = authority(url);
+    if hosts.contains(',') {
         return Err(invalid(format!("{what} names several servers; one is needed, the primary")));
     }
-    let credentials = authority.rsplit_once('@').map_or("", |(credentials, _)| credentials);
+    let credentials = credentials.unwrap_or_default();
+    check_credentials(credentials)?;
     percent_decode(credentials)
         .ok_or_else(|| invalid(format!("user or password in {what} is not percent-encoded UTF-8")))?;
     let options = PgConnectOptions::from_str(&format!("postgres://{rest}")).map_err(|_| wrong())?;
+    if options.get_port() == 0 {
+        return Err(invalid(format!("the port in {what} must not be 0")));
+    }
+    let is_socket = hosts.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("%2F"));
     // The driver does not take the brackets of IPv6 off where it asks for a certificate.
-    let host = options.get_host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    let host = if is_socket || hosts.is_empty() {
+        // Without one in the URL it is the environment's, which may be a socket too.
+        options.get_host().trim_start_matches('[').trim_end_matches(']').to_owned()
+    } else {
+        host(options.get_host())?
+    };
     Ok(tls
         .apply(options.host(&host))
         .application_name(application)
@@ -123,16 +139,11 @@ impl Tls {
             }
         };
         let (root, certificate, key) = (rest.take("sslrootcert"), rest.take("sslcert"), rest.take("sslkey"));
-        let mode = match (mode, &root) {
-            // Who names an authority wants it to be asked (libpq does so with `require`, and ignores it with `prefer`).
-            (None | Some(PgSslMode::Require), Some(_)) => Some(PgSslMode::VerifyCa),
-            (Some(PgSslMode::Disable | PgSslMode::Prefer), Some(_)) => {
-                return Err(invalid(
-                    "`sslrootcert` is asked only with `sslmode=require`, `verify-ca` or `verify-full`",
-                ));
-            }
-            (mode, _) => mode,
-        };
+        if root.is_some() && matches!(mode, Some(PgSslMode::Disable | PgSslMode::Prefer)) {
+            return Err(invalid(
+                "`sslrootcert` is asked only with `sslmode=require`, `verify-ca` or `verify-full`",
+            ));
+        }
         let identity = match (certificate, key) {
             (Some(_), Some(_)) if matches!(mode, Some(PgSslMode::Disable)) => {
                 return Err(invalid("`sslcert` and `sslkey` need TLS: leave `sslmode=disable` away"));
@@ -154,6 +165,11 @@ impl Tls {
         let verifies = |mode| matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull);
         if let Some(root) = &self.root {
             options = options.ssl_root_cert_from_pem(root.clone());
+            // Who names an authority wants it to be asked (libpq does so with `require`, and ignores it with `prefer`), and
+            // not to lose what the mode, of the URL or of the environment, asks besides.
+            if !verifies(options.get_ssl_mode()) {
+                options = options.ssl_mode(PgSslMode::VerifyCa);
+            }
         } else if verifies(options.get_ssl_mode()) && std::env::var_os("PGSSLROOTCERT").is_none() {
             options = options.ssl_root_cert_from_pem(crate::tls::roots_of_this_machine());
         }
@@ -161,5 +177,36 @@ impl Tls {
             options = options.ssl_client_cert_from_pem(certificate).ssl_client_key_from_pem(key);
         }
         options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_raises_the_mode_and_never_lowers_it() {
+        use PgSslMode::{Allow, Disable, Prefer, Require, VerifyCa, VerifyFull};
+        // As `PGSSLMODE` of the environment set it, and as the URL says. Any file will do: it is not looked into here.
+        for (environment, said, in_effect) in [
+            (VerifyFull, "sslrootcert=Cargo.toml", VerifyFull),
+            (VerifyCa, "sslrootcert=Cargo.toml", VerifyCa),
+            (Disable, "sslrootcert=Cargo.toml", VerifyCa),
+            (Allow, "sslrootcert=Cargo.toml", VerifyCa),
+            (Prefer, "sslrootcert=Cargo.toml", VerifyCa),
+            (Require, "sslrootcert=Cargo.toml", VerifyCa),
+            (VerifyFull, "sslrootcert=Cargo.toml&sslmode=require", VerifyCa),
+            (VerifyFull, "sslrootcert=Cargo.toml&sslmode=verify-ca", VerifyCa),
+            (Prefer, "sslrootcert=Cargo.toml&sslmode=verify-full", VerifyFull),
+            (VerifyFull, "", VerifyFull),
+            (VerifyFull, "sslmode=require", Require),
+            (Prefer, "", Prefer),
+        ] {
+            let url = format!("postgres://h/d?{said}");
+            let tls = Tls::read(&mut Parameters::of(&url).unwrap().1).unwrap();
+            let options = tls.apply(PgConnectOptions::new_without_pgpass().ssl_mode(environment));
+            let shown = format!("{environment:?} {said}");
+            assert_eq!(format!("{:?}", options.get_ssl_mode()), format!("{in_effect:?}"), "{shown}");
+        }
     }
 }

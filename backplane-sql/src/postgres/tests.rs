@@ -190,7 +190,7 @@ async fn an_operator_installs_it_and_the_documented_privileges_are_enough() {
     assert!(error.to_string().contains("schema/postgres.sql"), "{error}");
 
     server.query("CREATE USER node; REVOKE CREATE ON SCHEMA public FROM PUBLIC").await.unwrap();
-    let node = server.url_as("node", "");
+    let node = server.url().replace("//backplane@", "//node@");
     let error = refused(&node, "").await;
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
 
@@ -500,6 +500,14 @@ fn what_cannot_work_is_refused_before_it_connects() {
         ("postgres://u:p%zz@h/d", "", "percent-encoded"),
         ("postgres://h/d", "listen_url=postgres%3A%2F%2Fu%3A12%2F34%40h%2Fd", "once more"),
         ("postgres://a,b/d", "", "several servers"),
+        ("postgres://u:secret@h;password=secret/d", "", "behind `?`"),
+        ("postgres://u:secret@h:0/d", "", "port"),
+        ("postgres://u:@h/d", "", "is empty"),
+        ("postgres://:secret@h/d", "", "is empty"),
+        ("postgres://@h/d", "", "are empty"),
+        ("postgres://:@h/d", "", "are empty"),
+        ("postgres://h/d", "listen_url=postgres%3A%2F%2F%3A%40h%2Fd", "are empty"),
+        ("postgres://h/d", "listen_url=postgres%3A%2F%2Fu%3Asecret%40h%3A0%2Fd", "port in `listen_url`"),
         ("postgres:d", "", "form"),
         ("postgres://h:99999/d", "", "form"),
         ("postgres://h/d", "listen_url=mysql%3A%2F%2Fh", "listen_url"),
@@ -509,6 +517,9 @@ fn what_cannot_work_is_refused_before_it_connects() {
         let error = database(url, parameters).map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidConfig);
         assert!(error.to_string().contains(part), "{error}");
+    }
+    for at_home in ["postgres://%2Ftmp%2Fpg/d", "postgres:///d"] {
+        assert!(database(at_home, "").is_ok(), "{at_home}");
     }
     assert!(format!("{:?}", database("postgres://u:p@[::1]/d", "").unwrap()).contains("\"::1:5432/d\""));
     let capable = database("postgresql://h/d", "order=total").unwrap().capabilities();

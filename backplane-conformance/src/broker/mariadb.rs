@@ -256,6 +256,7 @@ async fn install(installer: &Path, account: Option<&Account>, folder: &Path) -> 
     command
         .arg("--no-defaults")
         .arg(format!("--datadir={}", folder.join("data").display()))
+        .arg(tmpdir(folder))
         .args(["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"])
         .args(SIZES)
         .arg("--innodb-flush-method=nosync")
@@ -277,11 +278,17 @@ async fn install(installer: &Path, account: Option<&Account>, folder: &Path) -> 
     Err(Error::new(ErrorKind::InvalidConfig, "start").with_context(words))
 }
 
+/// Its own: a server that starts deletes the temporary tables that others have where it has its own.
+fn tmpdir(folder: &Path) -> String {
+    format!("--tmpdir={}", folder.display())
+}
+
 fn arguments(folder: &Path, users: &Path, address: SocketAddr, tls: Option<&TlsFiles>) -> Vec<String> {
     let at = |name: &str| folder.join(name).display().to_string();
     let mut arguments = vec![
         "--no-defaults".to_owned(),
         format!("--datadir={}", at("data")),
+        tmpdir(folder),
         format!("--socket={}", at("socket")),
         format!("--pid-file={}", at("pid")),
         format!("--bind-address={}", address.ip()),

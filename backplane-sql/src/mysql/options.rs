@@ -32,7 +32,9 @@ impl Settings {
         if hosts.contains(',') {
             return Err(invalid("the URL names several servers; one is needed, the primary"));
         }
-        check_credentials(credentials.unwrap_or_default())?;
+        // An empty password is one: many local servers have it.
+        let credentials = credentials.unwrap_or_default();
+        check_credentials(credentials.strip_suffix(':').unwrap_or(credentials))?;
         let parsed = Url::parse(url).map_err(|_| wrong())?;
         let host = host(parsed.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?)?;
         let read = |text: &str| percent_decode(text).ok_or_else(wrong);

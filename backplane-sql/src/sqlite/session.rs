@@ -50,7 +50,7 @@ impl Session {
             .thread_name(|number| format!("backplane-sqlite-{number}"))
             // Statements can hold frames.
             .disable_statement_logging();
-        let connection = options.connect().await.map_err(|error| {
+        let connection = Self::connect(&options).await.map_err(|error| {
             let folder_is_missing = path.parent().is_some_and(|folder| !folder.is_dir());
             let error = fault("connect", error);
             if folder_is_missing {
@@ -64,6 +64,20 @@ impl Session {
         let mut session = Self { connection };
         session.write_ahead().await?;
         Ok(session)
+    }
+
+    /// Connects, however long others are busy installing, or closing: whoever has the last connection to the file and
+    /// closes it locks everybody out while it writes the log back. The first pragmas meet that lock, too.
+    async fn connect(options: &SqliteConnectOptions) -> sqlx::Result<SqliteConnection> {
+        let start = Instant::now();
+        loop {
+            match options.connect().await {
+                Err(error) if is_busy(&error) && start.elapsed() < INSTALL => {
+                    tokio::time::sleep(TRY_AGAIN).await
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Readers and the writer do not wait for each other then. It stays with the file, and changing to it is the one

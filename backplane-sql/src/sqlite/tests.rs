@@ -10,7 +10,7 @@ use backplane_core::{Error, ErrorKind, Result, Topic};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions as _, Executor as _, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, SqliteConnection};
 use tempfile::TempDir;
 
 use super::fault::fault;
@@ -291,6 +291,22 @@ async fn a_file_that_is_replaced_or_deleted_ends_the_link_and_the_next_has_anoth
     std::fs::rename(other.path(), stage.path()).unwrap();
     assert!(breaks(&mut next).await.to_string().contains("replaced"));
     assert_eq!(next.reader.read(1, 9, 9, Want::NoContent).await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn who_connects_while_the_last_one_leaves_is_not_refused() {
+    let stage = Stage::new();
+    drop(stage.open("").await.unwrap());
+    // As long as it writes the log back, the last one to leave lets nobody in: longer here than a statement waits.
+    let mut leaves = stage.foreign().await;
+    leaves.execute("PRAGMA locking_mode = EXCLUSIVE; BEGIN IMMEDIATE; COMMIT").await.unwrap();
+    let left = async {
+        // How long it takes.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        leaves.close().await.unwrap();
+    };
+    let (log, ()) = tokio::join!(stage.open(""), left);
+    assert!(everything(&mut log.unwrap()).await.is_empty());
 }
 
 #[tokio::test]

@@ -226,14 +226,17 @@ async fn a_whole_group_of_processes_is_frozen_and_killed() {
     let child = folder.path().join("child");
     let launch = Launch::new("group", PathBuf::from("/bin/sh")).argument(script);
     let process = Process::new(launch.variable("SECONDS_TO_SLEEP", "1000"), folder);
-    process.start(async |_| child.exists()).await.unwrap();
-    let id = std::fs::read_to_string(&child).unwrap().trim().to_owned();
+    // The file is there before its line is.
+    let written = || std::fs::read_to_string(&child).ok().filter(|line| line.ends_with('\n'));
+    process.start(async |_| written().is_some()).await.unwrap();
+    let id = written().unwrap().trim().to_owned();
     // The states of a process, as `ps` calls them: T stopped, Z dead and not buried yet, nothing when it is gone.
     let state = || {
         let ps = Command::new("ps").args(["-o", "stat=", "-p", &id]).output().unwrap();
         String::from_utf8(ps.stdout).unwrap().trim().chars().next()
     };
-    assert_eq!(state(), Some('S'));
+    // It may still be on its way to its sleep.
+    until("the child sleeps", || state() == Some('S'));
     process.freeze().unwrap();
     until("the child is stopped", || state() == Some('T'));
     process.thaw().unwrap();

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use backplane_conformance::Faults;
 use backplane_conformance::proxy::{CommandCount, Direction, FaultProxy, Traffic};
+use backplane_conformance::{Faults, bound};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -388,7 +388,9 @@ async fn a_hundred_megabytes_pass_in_a_second() {
     }
     let commands = within(sent).await.unwrap();
     let rate = heard as f64 / start.elapsed().as_secs_f64() / 1e6;
-    println!("{rate:.0} MB/s through the proxy (bound 100; a fifth of it fails)");
-    assert!(rate >= 20.0, "{rate:.0} MB/s");
+    // A fifth of what it should be on this machine, and less on one whose bounds are longer.
+    let least = 20.0 / bound(Duration::from_secs(1)).as_secs_f64();
+    println!("{rate:.0} MB/s through the proxy (bound 100; below {least:.0} it fails)");
+    assert!(rate >= least, "{rate:.0} MB/s");
     assert_eq!(setup.proxy.commands()["PUBLISH"].calls, commands as u64);
 }

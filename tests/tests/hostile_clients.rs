@@ -25,8 +25,8 @@ const WAVES: RangeInclusive<usize> = 4..=6;
 const KEPT: u64 = 2 << 20;
 /// How long the server gives a client for a request's head.
 const HEADS: Duration = Duration::from_secs(3);
-/// And for a handshake; those that behave make theirs while all of them come at once.
-const HANDSHAKES: Duration = Duration::from_secs(4);
+/// And for a handshake; those that behave make theirs while all of them come at once. Every wave lasts as long.
+const HANDSHAKES: Duration = Duration::from_secs(6);
 /// Most files that the server has open while nobody is connected.
 const IDLE_FILES: usize = 20;
 
@@ -160,9 +160,10 @@ async fn attack(address: SocketAddr, kind: Kind) {
             socket.end(TcpEnd::Fin).await;
         }
         Kind::SlowHead(begin) => {
+            // The server's time begins with the connection.
+            let start = Instant::now();
             let mut socket = Socket::connect(address).await.expect("it is accepted");
             socket.send(begin.as_bytes()).await;
-            let start = Instant::now();
             assert_eq!(socket.fill(deadline()).await, Fill::End(TcpEnd::Fin), "after {begin:?}");
             // Ended by the server in its time, not at once: how soon a busy machine gets to it is bounded above.
             let waited = start.elapsed();

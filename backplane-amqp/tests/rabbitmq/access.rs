@@ -104,7 +104,10 @@ async fn a_port_without_tls_is_told_apart() {
 #[tokio::test]
 async fn a_node_of_the_broker_that_is_down_costs_no_attempt() {
     let Some(broker) = calm().await else { return };
-    let nowhere = backplane_conformance::broker::free_port().unwrap();
+    // Bound, and nobody listens: no other process is given the port meanwhile.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nowhere = nobody.local_addr().unwrap().port();
     let url = broker.url().replace("127.0.0.1", &format!("127.0.0.1:{nowhere},127.0.0.1"));
     let bus = bus(&url);
     for _ in 0..8 {

@@ -71,7 +71,16 @@ async fn a_queue_that_overflows_tells_its_reader() {
         }
     }
     publish(&writer, &topic, "after").await.unwrap();
-    assert_eq!(frame(&mut reader).await.1, "after");
+    loop {
+        match next(&mut reader).await {
+            Delivery::Frame { frame, .. } => {
+                assert_eq!(frame, "after");
+                break;
+            }
+            // One more word about the last round, which took its time.
+            Delivery::Lost { .. } => {}
+        }
+    }
 }
 
 #[tokio::test]
@@ -185,7 +194,9 @@ async fn many_topics_are_bound_in_a_pipeline_and_deliveries_do_not_wait_for_them
             }
         };
         println!("2,000 topics {verb} in {took:?}; the longest wait of a delivery meanwhile was {longest:?}");
-        assert!(longest < took / 3, "{longest:?} of {took:?}");
+        // Whoever keeps everything back until the change is done lets a delivery wait for all of it.
+        let most = (took * 3 / 4).max(bound(Duration::from_millis(300)));
+        assert!(longest < most, "{longest:?} of {took:?}");
     }
     writer.sender.close().await.unwrap();
     link.sender.close().await.unwrap();
@@ -237,7 +248,9 @@ async fn a_close_does_not_wait_for_a_broker_that_stands_still() {
     let Some(broker) = calm().await else { return };
     let proxy = FaultProxy::start(broker.address()).unwrap();
     let topic = topic("room");
-    let far = bus(&format!("{}?command_timeout=300ms", broker.url_at(proxy.address())));
+    // The link is opened within it, too.
+    let timeout = bound(Duration::from_millis(300)).as_millis();
+    let far = bus(&format!("{}?command_timeout={timeout}ms", broker.url_at(proxy.address())));
     let mut link = connect(&far, std::slice::from_ref(&topic)).await;
     proxy.freeze();
     let start = Instant::now();

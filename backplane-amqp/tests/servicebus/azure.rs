@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backplane_amqp::{ServiceBus, ServiceBusConfig};
 use backplane_conformance::proxy::FaultProxy;
-use backplane_conformance::{Contract, Faults, Harness, Report, bus as suite};
+use backplane_conformance::{Contract, Faults, Harness, Report, bound, bus as suite};
 use backplane_core::{
     Attach, Backplane as _, BackplaneExt as _, Bus, ErrorKind, Event as NodeEvent, Health, LinkState, NodeId,
     Outgoing, Result, Router, RouterConfig, Target, Topic,
@@ -425,7 +425,8 @@ async fn a_provided_subscription_that_somebody_else_empties_is_named() {
         attempt: 1,
         topics: &[],
         resume: None,
-        deadline: Duration::from_millis(500),
+        // Enough to come as far as the probe.
+        deadline: bound(Duration::from_millis(500)),
         heartbeat: patience(),
     };
     let error = bus.connect(attach).await.unwrap_err();

@@ -116,7 +116,8 @@ async fn a_broker_that_was_killed_is_found_again_and_keeps_nothing_of_a_node() {
 async fn a_memory_alarm_hangs_nothing_and_flow_returns() {
     let Some((rabbitmq, _turn)) = rough().await else { return };
     let none = rabbitmq.holdings().await.unwrap();
-    let address = url(&rabbitmq, rabbitmq.address(), "&publish_timeout=500ms");
+    let patient = bound(Duration::from_millis(500)).as_millis();
+    let address = url(&rabbitmq, rabbitmq.address(), &format!("&publish_timeout={patient}ms"));
     let hello = || backplane_conformance::cluster::message("hello");
     let node = node(&address).await;
     let mut link = connect(&bus(&address), &["room"]).await;

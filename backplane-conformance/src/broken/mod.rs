@@ -324,7 +324,7 @@ pub fn all() -> Vec<BrokenBus> {
             hostile_topics_are_literal,
         ];
 
-        retries_connect_past_its_deadline: link::Retries(20.0) => [
+        retries_connect_past_its_deadline: link::Retries(60.0) => [
             connecting_to_a_lost_broker_fails_typed_and_in_time,
             connecting_to_a_frozen_broker_fails_typed_and_in_time,
             connect_does_not_retry_in_secret,

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::folder::Folder;
+use crate::report::bound;
 
 /// How often a condition outside this process is looked at again.
 const POLL: Duration = Duration::from_millis(5);
@@ -41,7 +42,7 @@ pub struct Launch {
     pub arguments: Vec<OsString>,
     /// Variables added to the environment.
     pub environment: Vec<(OsString, OsString)>,
-    /// How long it may take until it accepts. Default 10 s (RabbitMQ needs 3).
+    /// How long it may take until it accepts, or longer where [`bound`] says so. Default 10 s (RabbitMQ needs 3).
     pub deadline: Duration,
 }
 
@@ -114,7 +115,7 @@ impl Process {
         F: Future<Output = bool> + Send,
     {
         self.kill();
-        let deadline = Instant::now() + self.launch.deadline;
+        let deadline = Instant::now() + bound(self.launch.deadline);
         let id = self.spawn()?;
         loop {
             if let Some(status) = self.exited() {
@@ -135,6 +136,7 @@ impl Process {
         let output = self.output();
         self.kill();
         let Launch { name, deadline, .. } = &self.launch;
+        let deadline = bound(*deadline);
         let context = format!("{name} did not accept within {deadline:?}; its output ends: {output}");
         Error::new(ErrorKind::Timeout, "start").with_context(context)
     }

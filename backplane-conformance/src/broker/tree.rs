@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use backplane_core::{Error, ErrorKind, Result};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::report::bound;
 
 /// How long a signal may take to show.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -21,20 +24,29 @@ pub(super) fn children(parent: u32) -> Vec<Pid> {
 
 /// Signals each of them, and waits until it shows: until they are gone after [`Signal::KILL`], stopped after
 /// [`Signal::STOP`].
-pub(super) fn signal(processes: &[Pid], signal: Signal) {
+///
+/// # Errors
+/// [`Timeout`](ErrorKind::Timeout) with those on which it does not show.
+pub(super) fn signal(processes: &[Pid], signal: Signal) -> Result<()> {
     for process in processes {
         // One that has ended meanwhile needs no signal.
         let _ = kill_process(*process, signal);
     }
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + bound(DEADLINE);
     let done = |process: &Pid| match state(process.as_raw_nonzero().get()) {
         None | Some(('Z' | 'X', _)) => true,
         Some((state, _)) if signal == Signal::STOP => matches!(state, 'T' | 't'),
         Some(_) => signal != Signal::KILL,
     };
-    while !processes.iter().all(done) && Instant::now() < deadline {
+    while !processes.iter().all(done) {
+        if Instant::now() >= deadline {
+            let left: Vec<&Pid> = processes.iter().filter(|process| !done(process)).collect();
+            let context = format!("{signal:?} does not show on {left:?} after {:?}", bound(DEADLINE));
+            return Err(Error::new(ErrorKind::Timeout, "signal").with_context(context));
+        }
         std::thread::sleep(Duration::from_micros(500));
     }
+    Ok(())
 }
 
 /// State and parent of a process.

@@ -10,7 +10,7 @@ use super::probe::WAIT;
 use super::space::{NO_FAULTS, Space};
 use crate::ensure;
 use crate::harness::Harness;
-use crate::report::{Broken, Kept, Outcome};
+use crate::report::{Broken, Kept, Outcome, bound};
 
 /// What a deadline may be missed by on a busy machine.
 const SLACK: Duration = Duration::from_millis(2_000);
@@ -23,10 +23,13 @@ async fn attempt(space: &Space, deadline: Duration) -> Result<(Error, Duration),
     let attach =
         Attach { node: NodeId::random(), attempt: 1, topics: &topics, resume: None, deadline, heartbeat };
     let start = Instant::now();
-    match timeout(deadline + SLACK, bus.connect(attach)).await {
+    match timeout(deadline + bound(SLACK), bus.connect(attach)).await {
         Ok(Err(error)) => Ok((error, start.elapsed())),
         Ok(Ok(_)) => Err(Broken("connected although the broker did not answer".to_owned())),
-        Err(_) => Err(Broken(format!("connect with a deadline of {deadline:?} still tried {SLACK:?} later"))),
+        Err(_) => Err(Broken(format!(
+            "connect with a deadline of {deadline:?} still tried {:?} later",
+            bound(SLACK)
+        ))),
     }
 }
 
@@ -60,11 +63,12 @@ pub(super) async fn connecting_to_a_frozen_broker_fails_typed_and_in_time(
 pub(super) async fn connect_does_not_retry_in_secret(harness: Arc<dyn Harness>) -> Outcome {
     let space = Space::new(harness);
     let Some(faults) = space.faults() else { return Ok(NO_FAULTS) };
+    let deadline = bound(WAIT);
     faults.down().await;
     // A broker that is gone refuses at once. Whoever uses up the deadline tries again and again.
-    let failed = attempt(&space, WAIT).await;
+    let failed = attempt(&space, deadline).await;
     faults.up().await;
     let (error, time) = failed?;
-    ensure!(time < WAIT / 2, "refused by the broker, connect went on for {time:?}: {error}");
+    ensure!(time < deadline / 2, "refused by the broker, connect went on for {time:?}: {error}");
     Ok(Kept::Yes)
 }

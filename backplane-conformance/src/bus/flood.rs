@@ -15,7 +15,7 @@ use super::publisher::Publisher;
 use super::space::{NO_FAULTS, Space};
 use crate::ensure;
 use crate::harness::Harness;
-use crate::report::{Broken, Kept, Outcome};
+use crate::report::{Broken, Kept, Outcome, bound};
 
 /// Small frames of the flood: more than a queue counted in frames is likely to hold.
 const SMALL: u32 = 20_000;
@@ -58,7 +58,7 @@ async fn read_out(reader: &mut Probe, publisher: &Publisher, topic: &Topic) -> R
     };
     let reading = async {
         loop {
-            match timeout(WAIT, reader.inbound.next()).await {
+            match timeout(bound(WAIT), reader.inbound.next()).await {
                 Ok(Some(Ok(Delivery::Frame { frame, .. }))) => match number(&frame) {
                     Some(LAST) => {
                         read.alive = true;
@@ -208,7 +208,7 @@ pub(super) async fn nothing_is_missing_before_the_error_of_a_cut_link(harness: A
         let mut arrived = Vec::new();
         let reading = async {
             loop {
-                match timeout(WAIT, reader.inbound.next()).await {
+                match timeout(bound(WAIT), reader.inbound.next()).await {
                     Ok(Some(Ok(Delivery::Frame { frame, .. }))) => arrived.extend(number(&frame)),
                     Ok(Some(Ok(Delivery::Lost { .. })) | None | Some(Err(_))) => return Ok(()),
                     // A link that goes quiet is another contract's matter.

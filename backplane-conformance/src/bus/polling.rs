@@ -13,7 +13,7 @@ use super::publisher::Publisher;
 use super::space::Space;
 use crate::ensure;
 use crate::harness::Harness;
-use crate::report::{Broken, Kept, Outcome};
+use crate::report::{Broken, Kept, Outcome, bound};
 
 const FRAMES: u32 = 80;
 
@@ -59,7 +59,8 @@ pub(super) async fn cancelled_polls_lose_nothing(harness: Arc<dyn Harness>) -> O
     };
     // Reading ends with the last frame; if one is missing, it ends here.
     let waited =
-        tokio::time::timeout(WAIT, async { tokio::try_join!(trickle(&publisher, &topic), reading) }).await;
+        tokio::time::timeout(bound(WAIT), async { tokio::try_join!(trickle(&publisher, &topic), reading) })
+            .await;
     if let Ok(ended) = waited {
         ended?;
     }

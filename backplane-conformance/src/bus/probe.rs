@@ -57,7 +57,7 @@ impl Probe {
         resume: Option<&Position>,
         heartbeat: Duration,
     ) -> Result<Self, Broken> {
-        let attach = Attach { node, attempt, topics, resume, deadline: WAIT, heartbeat };
+        let attach = Attach { node, attempt, topics, resume, deadline: bound(WAIT), heartbeat };
         let link: Link = within(WAIT * 2, "connect", bus.connect(attach)).await??;
         let id = u32::try_from(NEXT.fetch_add(1, Ordering::Relaxed) % u64::from(u32::MAX)).unwrap_or(0);
         let Link { sender, inbound, resumed, limits } = link;
@@ -203,7 +203,7 @@ impl Probe {
         complete: impl Fn(&[Arrival]) -> bool,
     ) {
         while !complete(arrivals) {
-            let Ok(Some(Ok(delivery))) = timeout(LATE, self.inbound.next()).await else { return };
+            let Ok(Some(Ok(delivery))) = timeout(bound(LATE), self.inbound.next()).await else { return };
             if let Delivery::Frame { topic, frame, position } = delivery
                 && !frame.starts_with(FENCE)
             {

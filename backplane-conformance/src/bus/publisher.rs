@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::probe::{Probe, WAIT, within};
 use crate::ensure;
-use crate::report::Broken;
+use crate::report::{Broken, bound};
 
 /// The sending half of a link under test, and the number by which frames name it.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl Publisher {
         if !self.limits.reports_reach {
             return Ok(());
         }
-        let give_up = Instant::now() + WAIT;
+        let give_up = Instant::now() + bound(WAIT);
         loop {
             // A frame that is refused reaches nobody.
             let reach = self.reach(topic).await.unwrap_or(Reach::Nodes(0));

@@ -13,7 +13,7 @@ use super::probe::{Probe, WAIT, within};
 use super::space::{NO_FAULTS, Space};
 use crate::ensure;
 use crate::harness::Harness;
-use crate::report::{Broken, Kept, Outcome};
+use crate::report::{Broken, Kept, Outcome, bound};
 
 /// How many links die.
 const DEATHS: usize = 8;
@@ -54,7 +54,7 @@ pub(super) async fn dropping_inbound_frees_the_link(harness: Arc<dyn Harness>) -
 
 /// Whether every call of a sender answers `Closed`, after a moment.
 async fn answers_closed(sender: &dyn LinkSender, topic: &Topic, frame: bytes::Bytes) -> Result<(), Broken> {
-    let give_up = Instant::now() + Duration::from_secs(2);
+    let give_up = Instant::now() + bound(Duration::from_secs(2));
     loop {
         let out = backplane_core::Outgoing { topic: topic.clone(), frame: frame.clone() };
         let results = within(WAIT, "publish after the end", sender.publish(vec![out.clone(), out])).await?;
@@ -108,7 +108,7 @@ pub(super) async fn close_is_idempotent_and_ends_inbound_without_an_error(
     second??;
     link.close().await?;
     loop {
-        match timeout(WAIT, link.inbound.next()).await {
+        match timeout(bound(WAIT), link.inbound.next()).await {
             Ok(None) => break,
             Ok(Some(Ok(Delivery::Frame { .. }))) => {}
             Ok(Some(other)) => return Err(Broken(format!("closed in order, and inbound said {other:?}"))),
@@ -149,7 +149,7 @@ pub(super) async fn a_dropped_connect_leaves_nothing_behind(harness: Arc<dyn Har
     let node = NodeId::random();
     let heartbeat = Duration::from_secs(10);
     for attempt in 1..=12 {
-        let attach = Attach { node, attempt, topics, resume: None, deadline: WAIT, heartbeat };
+        let attach = Attach { node, attempt, topics, resume: None, deadline: bound(WAIT), heartbeat };
         // Dropped after a time that grows: before its first poll at first, in its midst, or when it has the link.
         let patience = Duration::from_micros(200 * (attempt - 1));
         let abandoned = timeout(patience, bus.connect(attach)).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use backplane_core::{Backplane as _, BackplaneExt as _, Event, Health, Target};
 use futures::future::{join_all, try_join_all};
 
-use super::fleet::{Fleet, HEARTBEAT, Stage};
+use super::fleet::{Fleet, Stage};
 use super::load::Load;
 use super::messages::message;
 use super::wait::{Events, within};
@@ -56,6 +56,8 @@ pub(super) async fn a_broker_gone_under_load_loses_nothing_in_silence(stage: Sta
 /// is given up.
 pub(super) async fn a_short_freeze_loses_nothing(stage: Stage) -> Outcome {
     const MESSAGES: usize = 50;
+    /// How long the fault lasts, far below the heartbeat bound; nothing is concluded from it.
+    const FREEZE: Duration = Duration::from_millis(500);
     let Some(faults) = stage.harness.faults() else { return NO_FAULTS };
     let fleet = Fleet::open(&stage, 2).await?;
     let mut clients = [fleet.nodes[0].client().await?, fleet.nodes[1].client().await?];
@@ -63,8 +65,7 @@ pub(super) async fn a_short_freeze_loses_nothing(stage: Stage) -> Outcome {
     let posted: Result<Vec<_>, _> = (0..MESSAGES)
         .map(|number| fleet.nodes[0].router.post(&Target::all(), &[], message(&number.to_string())))
         .collect();
-    // How long the fault lasts; nothing is concluded from it.
-    tokio::time::sleep(HEARTBEAT / 4).await;
+    tokio::time::sleep(FREEZE).await;
     faults.thaw().await;
     within("what was sent meanwhile to be accepted", try_join_all(posted?)).await??;
     for client in &mut clients {
@@ -82,10 +83,10 @@ pub(super) async fn a_short_freeze_loses_nothing(stage: Stage) -> Outcome {
 /// A broker that stands still for longer is a dead link: every node says so within the bound, and is back when the
 /// broker moves again.
 pub(super) async fn a_long_freeze_ends_the_links_within_the_bound(stage: Stage) -> Outcome {
-    const BOUND: Duration = Duration::from_secs(1);
     const LATE: Duration = Duration::from_secs(1);
     let Some(faults) = stage.harness.faults() else { return NO_FAULTS };
-    let fleet = Fleet::open_with(&stage, 2, |config, _| config.heartbeat = BOUND).await?;
+    let heartbeat = bound(Duration::from_secs(1));
+    let fleet = Fleet::open_with(&stage, 2, |config, _| config.heartbeat = heartbeat).await?;
     let mut clients = [fleet.nodes[0].client().await?, fleet.nodes[1].client().await?];
     let mut events: Vec<Events> = fleet.nodes.iter().map(|node| Events::of(&node.router)).collect();
     let start = Instant::now();
@@ -99,7 +100,10 @@ pub(super) async fn a_long_freeze_ends_the_links_within_the_bound(stage: Stage) 
     faults.thaw().await;
     for (down, took) in noticed {
         down?;
-        ensure!(took < BOUND + bound(LATE), "a dead link was noticed after {took:?}, the bound is {BOUND:?}");
+        ensure!(
+            took < heartbeat + bound(LATE),
+            "a dead link was noticed after {took:?}, the bound is {heartbeat:?}"
+        );
     }
     all_up(&fleet).await?;
     for node in &fleet.nodes {

@@ -12,12 +12,15 @@ use super::client::{Client, Manner};
 use super::messages::{message, question};
 use super::tap::Tap;
 use super::wait::{Task, until_stats, within};
-use crate::{Broken, Harness, Kept, Outcome, ensure};
+use crate::{Broken, Harness, Kept, Outcome, bound, ensure};
 
 type Checked<T> = std::result::Result<T, Broken>;
 
-/// The heartbeat bound of the nodes, unless a contract sets another one.
-pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// The heartbeat bound of the nodes, unless a contract sets another one: 2 s, and more where [`bound`] says so.
+#[must_use]
+pub fn heartbeat() -> Duration {
+    bound(Duration::from_secs(2))
+}
 
 /// What a contract runs on.
 #[derive(Clone, Debug)]
@@ -209,7 +212,7 @@ impl Fleet {
             prefix: Some(prefix),
             hub: HubName::from(Self::HUB),
             wire: stage.wire.clone(),
-            heartbeat: HEARTBEAT,
+            heartbeat: heartbeat(),
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_millis(100),
             ..RouterConfig::default()

@@ -8,11 +8,14 @@ use futures::future::try_join_all;
 
 use super::client::{Client, Manner};
 use super::fleet::{Fleet, Node, Stage};
-use super::wait::{Task, failed, within};
+use super::wait::{Task, failed, patience, within};
 use crate::{Broken, Outcome, ensure};
 
-/// A deadline beyond [`PATIENCE`](super::PATIENCE): what must be known at once does not hide behind it.
-const FAR: Duration = Duration::from_secs(30);
+/// A deadline beyond [`patience`]: what must be known at once does not hide behind it.
+fn far() -> Duration {
+    3 * patience()
+}
+
 const NEAR: Duration = Duration::from_millis(300);
 
 /// Whoever awaited a join may send from any node next, many times over, without a pause.
@@ -82,7 +85,7 @@ pub(super) async fn a_change_for_a_connection_that_is_gone_fails_typed(stage: St
     ];
     for (id, kinds) in cases {
         for change in [MembershipChange::join(id, "g"), MembershipChange::leave(id, "g")] {
-            let timeout = if kinds.contains(&ErrorKind::Timeout) { NEAR } else { FAR };
+            let timeout = if kinds.contains(&ErrorKind::Timeout) { NEAR } else { far() };
             let changed = asker.router.update_group(change.with_timeout(timeout));
             let outcome = within("a change for a connection that is gone", changed).await?;
             failed(&format!("a change for {id}"), outcome, kinds)?;
@@ -114,7 +117,7 @@ pub(super) async fn a_failed_join_leaves_nothing_behind(stage: Stage) -> Outcome
         let kinds = [ErrorKind::Timeout, ErrorKind::Unavailable, ErrorKind::Denied];
         for client in [&fails, &later] {
             let change = MembershipChange::join(client.id(), group.as_str());
-            let change = change.with_timeout(if silent { NEAR } else { FAR });
+            let change = change.with_timeout(if silent { NEAR } else { far() });
             let outcome = within("a refused join", joiner.router.update_group(change)).await?;
             failed("a refused join", outcome, if silent { &kinds[..1] } else { &kinds[1..] })?;
         }
@@ -174,7 +177,7 @@ pub(super) async fn a_join_does_not_wait_for_the_joins_of_others(stage: Stage) -
 
 pub(super) fn spawn_join(node: &Node, client: &Client, group: &str) -> Task<backplane_core::Result<()>> {
     let (router, change) =
-        (node.router.clone(), MembershipChange::join(client.id(), group).with_timeout(FAR));
+        (node.router.clone(), MembershipChange::join(client.id(), group).with_timeout(far()));
     Task::spawn(async move { router.update_group(change).await })
 }
 
@@ -188,7 +191,7 @@ pub(super) async fn a_thousand_joins_are_few_commands(stage: Stage) -> Outcome {
     // Held, so that all have asked before the first one is answered, however fast the broker is.
     owner.tap.hold_subscribe(true);
     let joins = try_join_all(groups.iter().map(|group| {
-        owner.router.update_group(MembershipChange::join(client.id(), group.as_str()).with_timeout(FAR))
+        owner.router.update_group(MembershipChange::join(client.id(), group.as_str()).with_timeout(far()))
     }));
     let release = async {
         let held = owner.tap.until("a subscription that is held", |seen| seen.subscribing > 0).await;

@@ -9,7 +9,7 @@ use backplane_core::{
 use tokio::sync::{broadcast, watch};
 
 use super::fleet::{Fleet, Node, Stage};
-use super::wait::{Events, PATIENCE, Task, within};
+use super::wait::{Events, Task, patience, within};
 use crate::history::{Audience, AudienceKind, History, NodeLog, Outcome as Fate, Verdict};
 use crate::{Broken, Outcome, bound, ensure};
 
@@ -37,7 +37,7 @@ impl Load {
     /// # Errors
     /// [`Broken`] when a node takes no receiver.
     pub async fn start(fleet: &Fleet) -> Result<Self, Broken> {
-        let history = History::new();
+        let history = History::new().with_grace(bound(Duration::from_secs(1)));
         let topics =
             [fleet.all_topic(), fleet.group_topic("g"), fleet.user_topic("u")].map(|topic| vec![topic]);
         let [all, group, user] = topics;
@@ -139,7 +139,7 @@ impl Load {
         for sender in self.senders {
             sender.outcome("a sender").await??;
         }
-        let verdict = self.history.settle(bound(PATIENCE)).await;
+        let verdict = self.history.settle(patience()).await;
         ensure!(verdict.is_clean(), "{verdict}");
         Ok(verdict)
     }

@@ -10,17 +10,25 @@ use backplane_core::{
 use super::fleet::{Fleet, Stage};
 use super::joins::spawn_join;
 use super::messages::question;
-use super::wait::{Events, Task, failed, until_stats, within};
+use super::wait::{Events, Task, failed, patience, until_stats, within};
 use crate::{Broken, Outcome, bound, ensure};
 
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The heartbeat bound of these nodes. Other bounds may grow by more: these contracts wait for one beat after another.
+fn heartbeat() -> Duration {
+    const SHORT: Duration = Duration::from_secs(1);
+    bound(SHORT).min(2 * SHORT)
+}
+
 /// The pause between two beats: 0.3 of the heartbeat bound.
-const BEAT: Duration = Duration::from_millis(300);
+fn beat() -> Duration {
+    heartbeat() * 3 / 10
+}
+
 /// What a loaded machine may add to a bound.
 const LATE: Duration = Duration::from_secs(1);
 
 async fn fast_fleet(stage: &Stage, count: usize) -> Result<Fleet, Broken> {
-    Fleet::open_with(stage, count, |config, _| config.heartbeat = HEARTBEAT).await
+    Fleet::open_with(stage, count, |config, _| config.heartbeat = heartbeat()).await
 }
 
 fn common(fleet: &Fleet) -> Result<Topic, Broken> {
@@ -95,7 +103,7 @@ pub(super) async fn a_lost_last_frame_raises_one_gap_within_two_beats(stage: Sta
     let start = Instant::now();
     let gap = events.until("a gap", gap).await?;
     let took = start.elapsed();
-    ensure!(took < 2 * BEAT + bound(LATE), "a gap came after {took:?}, a beat after {BEAT:?}");
+    ensure!(took < 2 * beat() + bound(LATE), "a gap came after {took:?}, a beat after {:?}", beat());
     ensure!(
         gap.origin == Some(sender.router.node_id()),
         "the gap does not say whose frame was lost: {gap:?}"
@@ -168,7 +176,8 @@ fn gone(event: Event) -> Option<backplane_core::NodeId> {
 /// A node that is cut off is gone after three beats, and what others waited for from it ends with
 /// `ConnectionNotFound`, long before the deadlines; so does what they ask afterwards.
 pub(super) async fn a_node_that_dies_is_gone_and_waits_on_it_end(stage: Stage) -> Outcome {
-    const FAR: Duration = Duration::from_secs(50);
+    // Beyond the patience of the contracts.
+    let far = 5 * patience();
     let fleet = fast_fleet(&stage, 2).await?;
     let (lives, dies) = (&fleet.nodes[0], &fleet.nodes[1]);
     let mut client = dies.client().await?;
@@ -176,7 +185,7 @@ pub(super) async fn a_node_that_dies_is_gone_and_waits_on_it_end(stage: Stage) -
     let joining = spawn_join(lives, &client, "g");
     let (router, id) = (lives.router.clone(), client.id().clone());
     let asking =
-        Task::spawn(async move { router.invoke(&id, question("test").with_timeout(FAR)).await.map(drop) });
+        Task::spawn(async move { router.invoke(&id, question("test").with_timeout(far)).await.map(drop) });
     client.asked("test").await?;
     dies.tap.until("a subscription that is held", |seen| seen.subscribing > 0).await?;
     let mut events = Events::of(&lives.router);
@@ -185,12 +194,12 @@ pub(super) async fn a_node_that_dies_is_gone_and_waits_on_it_end(stage: Stage) -
     let went = events.until("a node to be gone", gone).await?;
     let took = start.elapsed();
     ensure!(went == dies.router.node_id(), "another node is gone than was killed");
-    ensure!(took < 4 * BEAT + bound(LATE), "a node was gone after {took:?}, a beat is {BEAT:?}");
+    ensure!(took < 4 * beat() + bound(LATE), "a node was gone after {took:?}, a beat is {:?}", beat());
     let not_found = [ErrorKind::ConnectionNotFound];
     failed("a join at a dead node", joining.outcome("a join at a dead node").await?, &not_found)?;
     failed("a question to a dead node", asking.outcome("a question to a dead node").await?, &not_found)?;
 
-    let change = MembershipChange::join(client.id(), "g").with_timeout(FAR);
+    let change = MembershipChange::join(client.id(), "g").with_timeout(far);
     let later = within("a later join at a dead node", lives.router.update_group(change)).await?;
     failed("a later join at a dead node", later, &not_found)?;
     client.leave();
@@ -211,8 +220,9 @@ pub(super) async fn a_silent_link_is_noticed_by_the_missing_echo(stage: Stage) -
     let took = start.elapsed();
     node.tap.mute(false);
     ensure!(
-        took < HEARTBEAT + BEAT + bound(LATE),
-        "a silent link was noticed after {took:?} of {HEARTBEAT:?}"
+        took < heartbeat() + beat() + bound(LATE),
+        "a silent link was noticed after {took:?} of {:?}",
+        heartbeat()
     );
     within("a node to be up again", node.router.wait_until_up()).await??;
     fleet.nodes[1].send(&Target::all(), "hello").await?;

@@ -41,11 +41,11 @@ use std::time::Duration;
 use backplane_core::Wire;
 
 pub use client::{Client, Manner};
-pub use fleet::{Fleet, HEARTBEAT, Node, Stage, value};
+pub use fleet::{Fleet, Node, Stage, heartbeat, value};
 pub use load::Load;
 pub use messages::{Arrived, message, question};
 pub use tap::{Seen, Tap};
-pub use wait::{Events, PATIENCE, Task, failed, poll_then_drop, until, until_stats, within};
+pub use wait::{Events, Task, failed, patience, poll_then_drop, until, until_stats, within};
 
 use crate::Contract;
 

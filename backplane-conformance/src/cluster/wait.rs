@@ -10,19 +10,22 @@ use backplane_core::{Backplane, Error, ErrorKind, Event, Result, Stats};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
-use crate::Broken;
+use crate::{Broken, bound};
 
-/// How long a contract waits for one thing that must happen: 10 s.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a contract waits for one thing that must happen: 10 s, and more where [`bound`] says so.
+#[must_use]
+pub fn patience() -> Duration {
+    bound(Duration::from_secs(10))
+}
 
-/// Awaits `future` for at most [`PATIENCE`].
+/// Awaits `future` for at most [`patience`].
 ///
 /// # Errors
 /// [`Broken`] naming `what`.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> std::result::Result<T, Broken> {
-    match tokio::time::timeout(PATIENCE, future).await {
+    match tokio::time::timeout(patience(), future).await {
         Ok(value) => Ok(value),
-        Err(_) => Err(Broken(format!("waited {PATIENCE:?} in vain for {what}"))),
+        Err(_) => Err(Broken(format!("waited {:?} in vain for {what}", patience()))),
     }
 }
 

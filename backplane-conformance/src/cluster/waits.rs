@@ -9,7 +9,7 @@ use super::client::{Client, Manner};
 use super::fleet::{Fleet, Stage, value};
 use super::messages::question;
 use super::wait::{Task, failed, until, until_stats, within};
-use crate::{Broken, Outcome, ensure};
+use crate::{Broken, Outcome, bound, ensure};
 
 /// A caller that no longer wants the answer drops its future (the original cancels a token and gets an exception);
 /// the client's answer, late, is no error.
@@ -57,7 +57,10 @@ pub(super) async fn a_question_times_out_at_its_own_deadline(stage: Stage) -> Ou
         let outcome = asker.router.invoke(client.id(), question("test").with_timeout(DEADLINE)).await;
         let waited = start.elapsed();
         failed("a question without an answer", outcome, &[ErrorKind::Timeout])?;
-        ensure!(waited >= DEADLINE && waited < DEADLINE + LATE, "a wait of {DEADLINE:?} took {waited:?}");
+        ensure!(
+            waited >= DEADLINE && waited < DEADLINE + bound(LATE),
+            "a wait of {DEADLINE:?} took {waited:?}"
+        );
         let id = client.asked("test").await?;
         if stage.is_native() {
             until("the owner to forget a question whose time is over", || !client.expects(&id)).await?;
@@ -178,7 +181,7 @@ pub(super) async fn a_node_that_dies_leaves_no_wait_beyond_its_deadline(stage: S
         failed(what, outcome, &kinds)?;
     }
     let waited = start.elapsed();
-    ensure!(waited < DEADLINE + LATE, "waits of {DEADLINE:?} took {waited:?}");
+    ensure!(waited < DEADLINE + bound(LATE), "waits of {DEADLINE:?} took {waited:?}");
     if !stage.is_native() {
         // The .NET layout does not tell how long an asker waits: a question stays until its client answers or goes.
         here.leave();

@@ -40,14 +40,15 @@ pub(super) fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
-/// Serves a client until both sides have ended, one is gone, or the switches say so.
+/// Serves a client until both sides have ended, one is gone, or the switches say so: those of `generation`, which was
+/// theirs before the client counted as `open`.
 pub(super) async fn serve(
     mut client: TcpStream,
     upstream: SocketAddr,
     mut switches: watch::Receiver<Switches>,
+    generation: u64,
     open: Open,
 ) {
-    let generation = switches.borrow_and_update().generation;
     let mut server = match connect(upstream, &mut switches, generation).await {
         Ok(server) => server,
         Err(over) => {

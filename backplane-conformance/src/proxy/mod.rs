@@ -240,14 +240,14 @@ async fn accept(
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((client, _)) => {
-                    let refusing = switches.borrow().refusing;
-                    if refusing {
+                    let now = *switches.borrow();
+                    if now.refusing {
                         meters.refused();
                         connection::reset(&client);
                         continue;
                     }
                     let open = Meters::opened(&meters);
-                    connections.spawn(serve(client, upstream, switches.clone(), open));
+                    connections.spawn(serve(client, upstream, switches.clone(), now.generation, open));
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: those that close make room.

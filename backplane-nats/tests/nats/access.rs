@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backplane_conformance::bound;
 use backplane_conformance::broker::{Broker as _, Nats, NatsOptions};
 use backplane_core::{Attach, Bus as _, Delivery, Error, ErrorKind, Topic};
 
@@ -228,12 +229,15 @@ async fn the_servers_largest_message_is_the_largest_frame() {
 #[tokio::test]
 async fn of_several_servers_one_that_is_there_is_enough() {
     let Some(nats) = Nats::require(NatsOptions::default()).await else { return };
-    let nobody = backplane_conformance::broker::free_port().unwrap();
+    // Bound, and nobody listens: no other process is given the port meanwhile.
+    let unused = tokio::net::TcpSocket::new_v4().unwrap();
+    unused.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = unused.local_addr().unwrap().port();
     // Mute: it accepts and says nothing.
     let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("nats://127.0.0.1:{nobody},{},{}", mute.local_addr().unwrap(), nats.address());
     for attempt in 1..=3 {
-        let deadline = Duration::from_millis(1_500);
+        let deadline = bound(Duration::from_millis(1_500));
         bus(&url).connect(Attach { attempt, deadline, ..attach(&[], None) }).await.unwrap();
     }
     let error = refused(&format!("nats://127.0.0.1:{nobody}")).await;

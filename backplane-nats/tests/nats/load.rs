@@ -19,6 +19,13 @@ use crate::harness::{DEADLINE, FaultsBy, NatsHarness, bus, cluster};
 
 const NODES: usize = 3;
 const WRITERS: usize = 12;
+
+/// The heartbeat bound of the nodes. Other bounds may grow by more: a run waits until a freeze is noticed.
+fn heartbeat() -> Duration {
+    const SHORT: Duration = Duration::from_secs(2);
+    bound(SHORT).min(2 * SHORT)
+}
+
 const ROOMY: OutboundLimits =
     OutboundLimits { messages: 1 << 20, bytes: 1 << 26, overflow: OverflowPolicy::Disconnect };
 
@@ -165,7 +172,7 @@ impl Load {
 /// Killed and restarted, frozen until the nodes notice, cut: what it takes to come back, and what the history says.
 async fn suffers(parameters: &str) -> Option<(Vec<LossReason>, Vec<bool>, u64)> {
     let harness = NatsHarness::require(FaultsBy::Server, parameters).await?;
-    let load = Load::start(std::array::from_fn(|_| harness.open()), Duration::from_secs(2)).await;
+    let load = Load::start(std::array::from_fn(|_| harness.open()), heartbeat()).await;
     load.flows().await;
     let most = bound(Duration::from_secs(2));
 
@@ -239,7 +246,7 @@ async fn nodes_of_a_cluster_leave_a_lame_duck_and_lose_nothing_in_silence() {
     let there = bus(&format!("nats://{},{}", one.address(), two.address()));
     let also_there = bus(&format!("nats://{},{}", one.address(), two.address()));
     let elsewhere = bus(&format!("nats://{},{}", two.address(), one.address()));
-    let load = Load::start([there, also_there, elsewhere], Duration::from_secs(2)).await;
+    let load = Load::start([there, also_there, elsewhere], bound(Duration::from_secs(2))).await;
     load.flows().await;
     assert_eq!(one.clients().await.unwrap().len(), 2);
     one.lame_duck().unwrap();

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use backplane_core::{Attach, Bus, Delivery, ErrorKind, Reach, Topic};
+use backplane_conformance::bound;
+use backplane_core::{Attach, Bus, ErrorKind, Reach, Topic};
 use backplane_redis::{RedisBus, RedisConfig};
 use bytes::Bytes;
-use futures::StreamExt;
 
 use crate::server::*;
 
@@ -23,7 +23,7 @@ async fn a_killed_server_ends_the_link_with_an_error() {
     let start = Instant::now();
     server.kill();
     assert_eq!(end(&mut link).await, Some(ErrorKind::Unavailable));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < bound(Duration::from_secs(1)), "{:?}", start.elapsed());
     for outcome in in_flight.await {
         let error = outcome.unwrap_err();
         assert_eq!((error.kind(), error.operation()), (ErrorKind::Unavailable, "publish"));
@@ -66,7 +66,7 @@ async fn a_frozen_server_ends_the_link_within_the_bound() {
     let first = start.elapsed();
     assert_eq!(end(&mut busy).await, Some(ErrorKind::Unavailable));
     println!("bound {HEARTBEAT:?}: idle link ended after {first:?}, busy one after {:?}", start.elapsed());
-    assert!(first > HEARTBEAT / 2 && start.elapsed() < HEARTBEAT + Duration::from_secs(1));
+    assert!(first > HEARTBEAT / 2 && start.elapsed() < HEARTBEAT + bound(Duration::from_secs(1)));
     let error = in_flight.await.remove(0).unwrap_err();
     assert!(error.kind() == ErrorKind::Unavailable && error.outcome_unknown(), "{error}");
     server.thaw();
@@ -94,13 +94,13 @@ async fn a_short_freeze_costs_nothing() {
 #[tokio::test]
 async fn an_idle_link_pings_both_connections_and_lives() {
     let server = server!();
-    let heartbeat = Duration::from_millis(300);
+    let heartbeat = bound(Duration::from_secs(1));
     let topics = [Topic::from("room")];
     for resp in [backplane_redis::Resp::V2, backplane_redis::Resp::V3] {
         let bus = RedisBus::new(RedisConfig { resp, ..server.config() }).unwrap();
         let mut link = bus.connect(Attach { heartbeat, ..attach(&topics) }).await.unwrap();
         let before = server.calls("ping");
-        server.until("it was asked often", |server| server.calls("ping") >= before + 20).await;
+        server.until("both were asked again and again", |server| server.calls("ping") >= before + 6).await;
         let idle = server.ask::<String>(&["CLIENT", "LIST"]);
         assert_eq!(
             idle.lines().filter(|line| line.contains("backplane-") && line.contains("cmd=ping")).count(),
@@ -114,7 +114,7 @@ async fn an_idle_link_pings_both_connections_and_lives() {
 #[tokio::test]
 async fn every_command_has_its_deadline_and_the_link_survives_it() {
     let server = server!();
-    let timeout = Duration::from_millis(300);
+    let timeout = bound(Duration::from_millis(300));
     let bus = RedisBus::new(RedisConfig { command_timeout: Some(timeout), ..server.config() }).unwrap();
     let heartbeat = Duration::from_secs(20);
     let topics = [Topic::from("room")];
@@ -125,7 +125,7 @@ async fn every_command_has_its_deadline_and_the_link_survives_it() {
     let publishing = link.sender.publish(vec![outgoing("room", "late"), outgoing("room", vec![7; 15 << 20])]);
     let stuck = link.sender.publish(vec![outgoing("room", "stuck")]);
     let (outcomes, stuck, subscribed) = tokio::join!(publishing, stuck, link.sender.subscribe(&wanted));
-    assert!(start.elapsed() >= timeout && start.elapsed() < timeout + Duration::from_secs(1));
+    assert!(start.elapsed() >= timeout && start.elapsed() < timeout + bound(Duration::from_secs(1)));
     for outcome in outcomes {
         let error = outcome.unwrap_err();
         assert_eq!((error.kind(), error.outcome_unknown()), (ErrorKind::Timeout, true));
@@ -149,61 +149,22 @@ async fn every_command_has_its_deadline_and_the_link_survives_it() {
 #[tokio::test]
 async fn closing_a_frozen_link_ends_at_the_deadline() {
     let server = server!();
-    let timeout = Duration::from_millis(300);
+    let timeout = bound(Duration::from_millis(300));
     let bus = RedisBus::new(RedisConfig { command_timeout: Some(timeout), ..server.config() }).unwrap();
     let mut link = connect(&bus, &[]).await;
     server.freeze();
     let start = Instant::now();
     assert_eq!(link.sender.close().await.unwrap_err().kind(), ErrorKind::Timeout);
-    assert!(start.elapsed() < timeout + Duration::from_secs(1));
+    assert!(start.elapsed() < timeout + bound(Duration::from_secs(1)));
     assert_eq!(end(&mut link).await, None);
     server.thaw();
     server.until("they are freed", |server| server.link_connections() == 0).await;
 }
 
-/// Resident memory of this process in bytes.
-fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4_096
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_does_not_read_costs_bounded_memory_and_is_told() {
-    let server = server!();
-    let bus = server.bus();
-    let mut held = connect(&bus, &[Topic::from("flood")]).await;
-    let publisher = connect(&bus, &[]).await;
-    let frame = Bytes::from(vec![1; 1_000]);
-    let before = resident();
-    let mut most = before;
-    for _ in 0..400 {
-        let batch = (0..500).map(|_| outgoing("flood", frame.clone())).collect();
-        let outcomes = publisher.sender.publish(batch).await;
-        assert!(outcomes.iter().all(Result::is_ok));
-        most = most.max(resident());
-    }
-    let grown = most.saturating_sub(before) >> 20;
-    println!("200 MB published to a held reader: resident memory grew by {grown} MiB");
-    assert!(grown < 48, "{grown} MiB");
-
-    let mut arrived = 0_usize;
-    let end = loop {
-        match tokio::time::timeout(DEADLINE, held.inbound.next()).await.expect("frames or the end in time") {
-            Some(Ok(Delivery::Frame { .. })) => arrived += 1,
-            Some(Ok(lost)) => panic!("{lost:?}"),
-            Some(Err(error)) => break error,
-            None => panic!("an end without an error"),
-        }
-    };
-    println!("{arrived} of 200,000 arrived, then: {end}");
-    assert!(arrived < 200_000);
-    assert_eq!(end.kind(), ErrorKind::Unavailable);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pause_of_the_reader_longer_than_the_heartbeat_loses_nothing_that_redis_keeps() {
     let server = server!("--client-output-buffer-limit", "pubsub 0 0 0");
-    let heartbeat = Duration::from_millis(500);
+    let heartbeat = bound(Duration::from_millis(500));
     let topics = [Topic::from("flood")];
     let mut held = server.bus().connect(Attach { heartbeat, ..attach(&topics) }).await.unwrap();
     let publisher = connect(&server.bus(), &[]).await;
@@ -217,7 +178,7 @@ async fn a_pause_of_the_reader_longer_than_the_heartbeat_loses_nothing_that_redi
         assert!(publisher.sender.publish(batch).await.iter().all(Result::is_ok));
         tokio::task::yield_now().await;
         if published >= 2_000 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(heartbeat / 50).await;
         }
     }
     for _ in 0..published {

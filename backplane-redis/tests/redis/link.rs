@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use backplane_conformance::bound;
 use backplane_core::{Bus, ErrorKind, Order, Reach, Topic, TopicSyntax};
 use backplane_redis::{RedisBus, RedisConfig, Resp};
 use bytes::Bytes;
@@ -98,7 +99,7 @@ async fn fifty_thousand_topics_are_attached_in_few_commands() {
     println!("50,000 topics attached in {took:?} with {commands} commands");
     assert!(commands <= 200, "{commands}");
     // The bound is 0.3 s; machines that test are slow and busy.
-    assert!(took < Duration::from_millis(1_500), "{took:?}");
+    assert!(took < bound(Duration::from_millis(1_500)), "{took:?}");
     for topic in [&topics[0], &topics[25_000], &topics[49_999]] {
         assert_eq!(publish(&link, &topic.to_string(), "here").await.unwrap(), 1);
         assert_eq!(next(&mut link).await.0, *topic);

@@ -127,16 +127,22 @@ async fn a_foreign_transaction_that_stays_open_stops_no_delivery() {
 #[tokio::test]
 async fn an_idle_node_asks_little() {
     let Some(harness) = PostgresHarness::require(FaultsBy::Server, "").await else { return };
+    // It commits, too, when it comes to look.
+    for quiet in ["ALTER SYSTEM SET autovacuum = off", "SELECT pg_reload_conf()"] {
+        harness.postgres().query(quiet).await.unwrap();
+    }
     let commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres'";
     let bus = harness.open();
     let link = bus.connect(attach(&[], None)).await.unwrap();
     publish(&link, "x").await;
     let count = async || harness.postgres().query(commits).await.unwrap().parse::<u64>().unwrap();
+    let start = std::time::Instant::now();
     let before = count().await;
     // How much is asked in a time is the question here.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let asked = count().await - before;
-    assert!(asked < 30, "{asked} statements in 6 s");
+    let time = start.elapsed();
+    assert!(asked < 5 * time.as_secs(), "{asked} statements in {time:?}");
     drop(link);
 }
 

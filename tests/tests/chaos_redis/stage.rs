@@ -15,8 +15,14 @@ use backplane_tests::redis::{FaultsBy, RedisHarness, bound, until};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
-/// The heartbeat bound of the nodes.
+/// The heartbeat bound of the nodes where bounds are not multiplied.
 pub(crate) const BOUND: Duration = Duration::from_secs(2);
+
+/// The heartbeat bound of the nodes. Other bounds may grow by more: it stays below the deadline of a send, and every
+/// scenario waits for it.
+pub(crate) fn heartbeat() -> Duration {
+    bound(BOUND).min(2 * BOUND)
+}
 
 /// How long nodes may take to say that a dead link is dead.
 pub(crate) const NOTICED: Duration = Duration::from_secs(3);
@@ -47,7 +53,7 @@ impl Stage {
         let config = RouterConfig {
             prefix: Some(prefix),
             hub: HubName::from(HUB),
-            heartbeat: BOUND,
+            heartbeat: heartbeat(),
             ..RouterConfig::default()
         };
         let nodes = [Node::open(&harness, &config).await, Node::open(&harness, &config).await];

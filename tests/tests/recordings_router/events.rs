@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backplane_conformance::bound;
 use backplane_core::{ClientResult, CloseReason, Protocol, Topic};
 use backplane_tests::recording::{Actor, Client};
 use backplane_tests::wiretap::PATIENCE;
@@ -64,7 +65,7 @@ impl Player<'_> {
         if outcome == Outcome::TimedOut {
             let deadline = deadline.unwrap_or_else(|| panic!("{place}: it has no deadline"));
             assert!(
-                took >= deadline && took < deadline + Duration::from_secs(2),
+                took >= deadline && took < deadline + bound(Duration::from_secs(2)),
                 "{place}: {took:?} of {deadline:?}"
             );
         }

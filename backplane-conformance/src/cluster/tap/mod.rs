@@ -82,7 +82,7 @@ impl Tap {
     /// Waits until what was seen fulfils `condition`.
     ///
     /// # Errors
-    /// [`Broken`] naming `what` when that does not happen within [`PATIENCE`](super::PATIENCE).
+    /// [`Broken`] naming `what` when that does not happen within [`patience`](super::patience).
     pub async fn until(&self, what: &str, condition: impl FnMut(&Seen) -> bool) -> Result<(), Broken> {
         let mut seen = self.seen.subscribe();
         let waited = async { seen.wait_for(condition).await.map(drop) };

@@ -100,6 +100,8 @@ struct Queue {
     calls: VecDeque<Call>,
     closers: Vec<oneshot::Sender<Result<()>>>,
     phase: Phase,
+    /// Whether an orderly end was asked for while the link lived.
+    asked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -199,9 +201,9 @@ impl Shared {
         (std::mem::take(&mut queue.batches), queue.phase)
     }
 
-    /// Whether somebody waits for an orderly end.
+    /// Whether somebody waits for an orderly end, also if `inbound` was dropped since.
     pub(super) fn is_closing(&self) -> bool {
-        self.queue.lock().phase == Phase::Closing
+        self.queue.lock().asked
     }
 
     /// The calls that wait.
@@ -217,6 +219,7 @@ impl Shared {
             match queue.phase {
                 Phase::Open | Phase::Closing => {
                     queue.phase = Phase::Closing;
+                    queue.asked = true;
                     queue.closers.push(done);
                 }
                 // The task stops at its next turn; dropping `done` then answers.

@@ -56,9 +56,18 @@ pub(super) struct LinkTask {
 pub(super) type Question = oneshot::Sender<Result<()>>;
 
 impl LinkTask {
-    pub(super) async fn run(self) {
+    /// Serves the link until it ends. Whoever waits is answered also when the future is dropped, even unpolled, as by a
+    /// runtime that ends.
+    pub(super) fn run(self) -> impl Future<Output = ()> + Send {
+        let unfinished = Unfinished { shared: self.shared.clone(), inbox: self.inbox.clone() };
+        async move {
+            self.serve().await;
+            drop(unfinished);
+        }
+    }
+
+    async fn serve(self) {
         let Self { shared, inbox, interest, throttle, namespace, lease, heartbeat, .. } = self;
-        let unfinished = Unfinished { shared: shared.clone(), inbox: inbox.clone() };
         let (mut publishing, mut receiving) = (self.publishing, self.receiving);
         let ended = {
             let probe = || shared.post(self.probe.clone());
@@ -121,7 +130,6 @@ impl LinkTask {
         // A subscription that still has a receiver is not missed by it: first the connections, then that.
         release.await;
         inbox.end(Ok(()));
-        drop(unfinished);
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 
 use backplane_conformance::broker::REQUIRE_VARIABLE;
 
+use crate::digest::Digest;
 use crate::tally::Tally;
 
 /// By how much the tests multiply their deadlines.
@@ -20,6 +21,9 @@ pub(crate) struct Ran {
 
 /// How many times longer deadlines are on a shared machine (`CI=true`).
 const CI_DEADLINE_FACTOR: &str = "5";
+
+/// A machine that builds once and is thrown away gains nothing by what makes its next build faster: 4.5 GB of it.
+const INCREMENTAL_VARIABLE: &str = "CARGO_INCREMENTAL";
 
 /// What tests that run here may not go without.
 const REQUIRED: &str = "redis,postgres,pgbouncer,mariadb,rabbitmq,nats,node,chromium,nginx";
@@ -37,6 +41,9 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
     if ci && std::env::var_os(DEADLINE_VARIABLE).is_none() {
         command.env(DEADLINE_VARIABLE, CI_DEADLINE_FACTOR);
+    }
+    if ci && std::env::var_os(INCREMENTAL_VARIABLE).is_none() {
+        command.env(INCREMENTAL_VARIABLE, "0");
     }
     command
 }
@@ -61,7 +68,7 @@ pub(crate) fn shown(command: &Command) -> String {
 }
 
 /// Runs it to its end. Both outputs are passed on line by line as they come; skips are announced on the error output,
-/// sums on the other one.
+/// sums on the other one, and what failed is told once more at the end.
 pub(crate) fn run(mut command: Command) -> Ran {
     println!("$ {}", shown(&command));
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -76,14 +83,18 @@ pub(crate) fn run(mut command: Command) -> Ran {
     let errors = outputs.clone();
     let stdout = child.stdout.take().expect("the output was piped");
     let stderr = child.stderr.take().expect("the error output was piped");
-    let mut tally = Tally::default();
+    let (mut tally, mut digest) = (Tally::default(), Digest::default());
     std::thread::scope(|scope| {
         scope.spawn(move || pass_on(stdout, std::io::stdout(), &outputs));
         scope.spawn(move || pass_on(stderr, std::io::stderr(), &errors));
         for line in lines {
             tally.read(&line);
+            digest.read(&line);
         }
     });
+    if !digest.lines().is_empty() {
+        println!("\n== what failed, in short\n{}", digest.lines().join("\n"));
+    }
     let success = child.wait().is_ok_and(|status| status.success());
     Ran { success, tally }
 }

@@ -4,8 +4,10 @@
 mod bench;
 mod brokers;
 mod command;
+mod digest;
 mod install;
 mod plan;
+mod room;
 mod tally;
 mod test;
 mod transcripts;

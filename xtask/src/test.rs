@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use crate::command::flush;
 use crate::plan::{self, STEPS, Step};
+use crate::room::Watch;
 use crate::tally::Tally;
 use crate::{command, install};
 
 /// Runs all steps, or what `only` picks. The last line on the standard output is the count.
 pub(crate) fn run(only: Option<&str>) -> ExitCode {
     let start = Instant::now();
+    let watch = Watch::start(&command::root());
     let mut tally = Tally::default();
     let mut times = Vec::new();
     let success = install::everything() && steps(only, &mut tally, &mut times);
@@ -19,6 +21,7 @@ pub(crate) fn run(only: Option<&str>) -> ExitCode {
     for (name, time) in &times {
         println!("{name:>10} {:>7.1} s", time.as_secs_f64());
     }
+    println!("{}", watch.stop().after());
     if !success && tally.failed == 0 {
         // What failed was no test, such as a step or the installation: the count must not look like success.
         tally.failed = 1;

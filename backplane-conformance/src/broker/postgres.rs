@@ -330,6 +330,10 @@ fn configuration(options: &PostgresOptions, address: SocketAddr, tls: Option<&Tl
         format!("port = {}", address.port()),
         "unix_socket_directories = ''".to_owned(),
         "shared_buffers = 32MB".to_owned(),
+        // In its folder, and gone with it: segments of the system's shared memory stay when it is killed.
+        "dynamic_shared_memory_type = mmap".to_owned(),
+        // Instead of 1 GB: many run at a time.
+        "max_wal_size = 64MB".to_owned(),
         "max_connections = 200".to_owned(),
         // Nobody replicates it.
         "max_wal_senders = 0".to_owned(),

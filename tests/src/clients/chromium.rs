@@ -33,6 +33,7 @@ impl Chromium {
             .argument(format!("--host-resolver-rules={names}"))
             .argument("about:blank")
             // Whatever it keeps outside its profile goes with the folder too.
+            .variable("TMPDIR", folder.path())
             .variable("HOME", folder.path())
             .variable("XDG_CONFIG_HOME", folder.path())
             .variable("XDG_CACHE_HOME", folder.path());

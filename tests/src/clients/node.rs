@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backplane_conformance::bound;
+use backplane_conformance::broker::Folder;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader};
@@ -46,7 +47,10 @@ impl Script {
         mut deeds: impl AsyncFnMut(&str) -> Result<(), String>,
     ) -> bool {
         let Some(node) = node() else { return false };
+        // Libraries leave files behind when their browser ends first.
+        let temporary = Folder::new("node").expect("a temporary folder can be made");
         let mut child = Command::new(node)
+            .env("TMPDIR", temporary.path())
             .arg(folder().join(self.name).with_extension("mjs"))
             .arg(settings.to_string())
             .stdin(Stdio::piped())

@@ -80,6 +80,8 @@ struct World {
     /// A loss was told that covers rows up to this id.
     excused: i64,
     goes_on: i64,
+    /// The newest id that a look of this link returned, believed or still in doubt.
+    read_to: i64,
     /// Rows that were deleted before a loss was told.
     told: HashSet<i64>,
 }
@@ -101,6 +103,7 @@ impl World {
             handled: HashSet::new(),
             excused: 0,
             goes_on: 0,
+            read_to: 0,
             told: HashSet::new(),
         };
         for _ in 0..WRITERS {
@@ -146,6 +149,7 @@ impl World {
             // Should our row be gone, this is where it goes on.
             self.goes_on = first.id - 1;
         }
+        self.read_to = entries.last().map_or(self.read_to, |last| last.id);
         let rows = self.cursor.looked(entries, self.now);
         self.take();
         rows
@@ -239,7 +243,7 @@ impl World {
         if !self.cursor.is_anchored() {
             return;
         }
-        let last = self.cursor.look_from();
+        let last = self.cursor.look_from().max(self.read_to);
         let unread = |row: &(WriterId, i64)| !self.on_link.contains(row) && !self.handled.contains(row);
         let pending =
             self.authors.iter().filter_map(|author| Some(*author.pending.as_ref()?.0.first()?)).min();
@@ -270,7 +274,8 @@ impl World {
             None => {
                 let newest = self.rows.last_key_value();
                 let newest = newest.map(|(id, (writer, seq))| Mark { id: *id, writer: *writer, seq: *seq });
-                self.excused = self.excused.max(self.next_id);
+                // Told; what is given out from now on is not part of it.
+                self.excused = self.excused.max(self.next_id - 1);
                 newest.unwrap_or(Mark::place(0))
             }
         };
@@ -278,6 +283,7 @@ impl World {
         self.link.clear();
         self.on_link.clear();
         self.order.clear();
+        self.read_to = 0;
         self.cursor = Cursor::new(EPOCH, start, DEADLINE, MEMORY);
     }
 
@@ -286,7 +292,9 @@ impl World {
         for author in 0..WRITERS {
             self.commit(author);
         }
-        for _ in 0..400 {
+        // What was found last is given up after one of them, each gap at a time of its own.
+        let rest = self.now + 2 * DEADLINE;
+        while self.now < rest {
             let mut idle = true;
             while self.look(3) > 0 || self.answer() {
                 idle = false;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backplane_core::{
-    AbortReason, Backplane, BackplaneExt as _, ClientInvocation, ClientResult, CloseReason, EncodedMessage,
-    ErrorKind, Event, LocalConnection, MembershipChange, MemoryBus, OutboundLimits, OutboundReceiver,
-    Protocol, Registration, Router, RouterConfig, Target, outbound,
+    AbortReason, Attach, Backplane, BackplaneExt as _, Bus, Capabilities, ClientInvocation, ClientResult,
+    CloseReason, EncodedMessage, Error, ErrorKind, Event, Link, LinkSender, LinkState, LocalConnection,
+    MembershipChange, MemoryBus, OutboundLimits, OutboundReceiver, Outgoing, Protocol, Reach, Registration,
+    Result, Router, RouterConfig, Target, Topic, outbound,
 };
 use bytes::Bytes;
+use futures::future::BoxFuture;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -207,4 +209,74 @@ async fn a_backlog_arrives(messages: usize, message: &str) {
         .expect("in time")
         .expect("everything arrives");
     reader.shutdown().await.expect("shuts down");
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime")
+}
+
+/// A runtime may end between the last poll of whoever opened the node and the first of the node's task.
+#[test]
+fn a_node_whose_task_never_ran_is_closed_and_leaves_nobody_waiting() {
+    let (ending, other) = (runtime(), runtime());
+    let node = ending.block_on(Router::open(Arc::new(MemoryBus::new()), RouterConfig::default()));
+    let node = node.expect("the memory bus is there");
+    drop(ending);
+    other.block_on(async {
+        let sent = tokio::time::timeout(DEADLINE, node.send_to_all(text("x"))).await.expect("an answer");
+        assert_eq!(sent.unwrap_err().kind(), ErrorKind::Closed);
+        assert!(matches!(node.health().borrow().state, LinkState::Closed));
+        tokio::time::timeout(DEADLINE, node.shutdown()).await.expect("an answer").expect("it is down");
+    });
+}
+
+/// Answers `Closed` to subscriptions after the first, as a link does that has just died, and never ends.
+#[derive(Debug)]
+struct Dying(MemoryBus);
+
+#[derive(Debug)]
+struct DyingSender(Arc<dyn LinkSender>);
+
+#[async_trait::async_trait]
+impl Bus for Dying {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn connect(&self, attach: Attach<'_>) -> Result<Link> {
+        let link = self.0.connect(attach).await?;
+        Ok(Link { sender: Arc::new(DyingSender(link.sender)), ..link })
+    }
+}
+
+#[async_trait::async_trait]
+impl LinkSender for DyingSender {
+    fn publish(&self, batch: Vec<Outgoing>) -> BoxFuture<'static, Vec<Result<Reach>>> {
+        self.0.publish(batch)
+    }
+
+    async fn subscribe(&self, _: &[Topic]) -> Result<()> {
+        Err(Error::new(ErrorKind::Closed, "subscribe"))
+    }
+
+    async fn unsubscribe(&self, topics: &[Topic]) -> Result<()> {
+        self.0.unsubscribe(topics).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.close().await
+    }
+}
+
+#[tokio::test]
+async fn who_joins_while_the_link_dies_hears_of_an_outage_and_not_of_a_shutdown() {
+    let node = Router::open(Arc::new(Dying(MemoryBus::new())), RouterConfig::default()).await.expect("opens");
+    let (sender, _inbox) = outbound(OutboundLimits::default());
+    let id = node.new_connection_id();
+    let client = LocalConnection { id, user: Some("ann".into()), protocol: Protocol::JSON, outbound: sender };
+    let error = node.register(client).await.expect_err("a user's topic cannot be subscribed to");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.is_retryable());
+    node.hub("other").await.expect("its topics are attached with the next link");
+    node.shutdown().await.expect("shuts down");
 }

@@ -149,10 +149,12 @@ impl Router {
             Err(error) => return Err(error),
         };
         let (ending, ended) = watch::channel(false);
+        // Dropped last, also when the supervisor panics or its runtime ends before it ran at all: nobody shall wait for a
+        // node that no task serves.
+        let epilogue = Epilogue { node: node.clone(), ending };
         tokio::spawn(async move {
-            // Dropped last, also when the supervisor panics: nobody shall wait for a node that no task serves.
-            let _epilogue = Epilogue { node: supervisor.node().clone(), ending };
             supervisor.run(first).await;
+            drop(epilogue);
         });
         Ok(Self(Arc::new(Handle { owner: Arc::new(Owner { node, stop, ended }), hub })))
     }

@@ -67,10 +67,6 @@ impl Supervisor {
         Self { pump, node, bus, stop, numbering, attempt: 0, was_up: false }
     }
 
-    pub(super) fn node(&self) -> &Arc<Node> {
-        &self.node
-    }
-
     /// One attempt to connect. With its success the node is up; somebody must serve the link then.
     pub(super) async fn connect(&mut self) -> Result<Link> {
         self.attempt += 1;
@@ -350,7 +346,8 @@ impl Supervisor {
     /// Changes of interest were carried out. `false`: the link must be opened anew.
     fn changed(&mut self, changes: Vec<(Change, Result<()>)>) -> bool {
         let mut settled = true;
-        for (change, result) in changes {
+        for (change, mut result) in changes {
+            lost_not_closed(&mut result, "subscribe");
             match change {
                 Change::Subscribe(topics) => {
                     settled &= self.node.interest.lock().subscribed(&topics, &result)
@@ -471,6 +468,18 @@ async fn carry_out(sender: Arc<dyn LinkSender>, change: Change) -> Vec<(Change, 
     done
 }
 
+/// A link that ended under our hands is an outage to whoever called, not its own shutdown.
+fn lost_not_closed<T>(result: &mut Result<T>, operation: &'static str) {
+    if let Err(error) = result
+        && error.kind() == ErrorKind::Closed
+    {
+        let unknown = error.outcome_unknown();
+        let lost =
+            Error::new(ErrorKind::Unavailable, operation).with_context("the link to the broker was lost");
+        *error = if unknown { lost.with_outcome_unknown() } else { lost };
+    }
+}
+
 /// A batch that was handed to the link. Dropped undecided, its senders are told that nobody knows.
 struct Undecided {
     node: Arc<Node>,
@@ -485,15 +494,7 @@ impl Undecided {
         self.node.counters.published.add(accepted);
         self.node.counters.publish_failures.add(results.len() as u64 - accepted);
         for result in &mut results {
-            // A link that ended under our hands is an outage to the sender, not its own shutdown.
-            if let Err(error) = result
-                && error.kind() == ErrorKind::Closed
-            {
-                let unknown = error.outcome_unknown();
-                let lost = Error::new(ErrorKind::Unavailable, "publish")
-                    .with_context("the link to the broker was lost");
-                *error = if unknown { lost.with_outcome_unknown() } else { lost };
-            }
+            lost_not_closed(result, "publish");
         }
         // A bus that answers for fewer frames than it was given leaves the others open.
         results.resize_with(tickets.len(), || Err(outcome_lost()));

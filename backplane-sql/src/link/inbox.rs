@@ -73,13 +73,10 @@ impl Inbox {
         }
     }
 
-    /// Nothing more will come. The first call decides how it ended.
+    /// Nothing more will come. Called once.
     pub(super) fn end(&self, how: Result<()>) {
         let waker = {
             let mut state = self.state.lock();
-            if state.ended.is_some() {
-                return;
-            }
             state.ended = Some(how);
             state.waker.take()
         };

@@ -122,6 +122,7 @@ async fn open(
         run: Vec::new(),
         before: Floor::new(&epoch, start),
         anchor_bytes: 0,
+        watch: shared.watch(),
     };
     if calls {
         reader.call_again();
@@ -129,9 +130,9 @@ async fn open(
     let writer = WriterTask::new(writer, me, shared.clone(), patience, config.doorbell);
     let keeper = KeeperTask::new(keeper, database, me, config, complaints.keeper.clone());
     // Their owner is `inbound`: dropping it ends all three. Each holds its watch until its connections are gone.
-    tokio::spawn(writer.run(shared.watch()));
+    tokio::spawn(writer.run());
     tokio::spawn(keeper.run(shared.watch()));
-    tokio::spawn(reader.run(shared.watch()));
+    tokio::spawn(reader.run());
     let max_frame = max_frame.saturating_sub(frames::HEAD).min(config.max_frame);
     tracing::debug!(
         node = %attach.node,

@@ -18,7 +18,7 @@ use super::interest::Interest;
 use super::pace::Pace;
 use super::position::Floor;
 use super::sender::Change;
-use super::shared::{Ending, Phase, Shared, reached};
+use super::shared::{Phase, Shared, reached, stopped};
 use super::within;
 use crate::store::{Content, Database, Doorbell, MOST_KEYS, Reader, Want};
 
@@ -82,6 +82,8 @@ pub(super) struct ReaderTask {
     pub(super) before: Floor,
     /// Bytes of the newest row's frame, where it was read.
     pub(super) anchor_bytes: usize,
+    /// Dropped last: then the connections are gone.
+    pub(super) watch: watch::Receiver<Phase>,
 }
 
 /// A row on its way, or a loss.
@@ -147,20 +149,22 @@ impl Rows {
     }
 }
 
+/// However it stops, the link ends.
+impl Drop for ReaderTask {
+    fn drop(&mut self) {
+        self.shared.end(Err(stopped()));
+    }
+}
+
 impl ReaderTask {
     /// Runs until the link ends, and ends it when reading fails.
-    pub(super) async fn run(mut self, mut watch: watch::Receiver<Phase>) {
-        let shared = self.shared.clone();
-        let ending = Ending(shared.clone());
+    pub(super) async fn run(mut self) {
+        let mut ended = self.watch.clone();
         tokio::select! {
             biased;
-            () = reached(&mut watch, Phase::Ended) => {}
-            how = self.serve() => shared.end(how),
+            () = reached(&mut ended, Phase::Ended) => {}
+            how = self.serve() => self.shared.end(how),
         }
-        // `watch` goes last: then the connections are gone.
-        drop(self);
-        drop(ending);
-        drop(watch);
     }
 
     async fn serve(&mut self) -> Result<()> {

@@ -59,11 +59,12 @@ impl SqlSender {
         let (done, answer) = oneshot::channel();
         let change = Change { topics: topics.to_vec(), wanted, done };
         self.changes.send(change).await.map_err(|_| closed(operation))?;
+        let ended = || self.shared.lost(operation).unwrap_or_else(|| closed(operation));
         tokio::select! {
             biased;
-            answer = answer => answer.map_err(|_| closed(operation)),
+            answer = answer => answer.map_err(|_| ended()),
             // What enters the channel in the moment in which the reader leaves it would lie there for as long as we live.
-            () = self.shared.gone() => Err(closed(operation)),
+            () = self.shared.gone() => Err(ended()),
         }
     }
 }

@@ -45,7 +45,12 @@ struct Queue {
     /// Of everything unanswered, whether here or with the writer.
     bytes: usize,
     frames: usize,
+    /// No more work is taken.
     closed: bool,
+    /// Nor is any done.
+    ended: bool,
+    /// Why, if the link was lost.
+    lost: Option<Error>,
 }
 
 /// A batch on its way into the log, as one call gave it.
@@ -147,21 +152,30 @@ impl Shared {
 
     /// Ends the link; the first call decides how. What is queued reached nobody.
     pub(super) fn end(&self, how: Result<()>) {
-        let unsent = how.as_ref().err().map(|error| {
-            Error::new(ErrorKind::Unavailable, "publish")
-                .with_context("the link has ended")
-                .with_source(error.clone())
-        });
-        self.inbox.end(how);
-        let left = {
+        let (is_first, left) = {
             let mut queue = self.queue.lock();
             queue.closed = true;
-            std::mem::take(&mut queue.batches)
+            let is_first = !std::mem::replace(&mut queue.ended, true);
+            if is_first {
+                queue.lost = how.as_ref().err().cloned();
+            }
+            (is_first, std::mem::take(&mut queue.batches))
         };
+        if is_first {
+            self.inbox.end(how);
+        }
+        let unsent = self.lost("publish");
         for batch in left {
             self.answer(batch, None, unsent.as_ref());
         }
         self.phase.send_replace(Phase::Ended);
+    }
+
+    /// Says that the link was lost, to whoever waits for `operation`; `None`: it is not, or ended in order.
+    pub(super) fn lost(&self, operation: &'static str) -> Option<Error> {
+        self.queue.lock().lost.clone().map(|error| {
+            Error::new(ErrorKind::Unavailable, operation).with_context("the link was lost").with_source(error)
+        })
     }
 
     /// Until all tasks are gone and their connections with them.
@@ -170,16 +184,10 @@ impl Shared {
     }
 }
 
-/// Held by a task without which the link is none: should it stop in any way, the link ends.
-pub(super) struct Ending(pub(super) Arc<Shared>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        // Where the link ended in order, this says nothing new.
-        self.0.end(Err(
-            Error::new(ErrorKind::Unavailable, "receive").with_context("a task of the link stopped")
-        ));
-    }
+/// How a link ends when a task stops without which it is none: by a panic, or because its runtime ended, be it before the
+/// task ran at all. Where the link ended in order, this says nothing new.
+pub(super) fn stopped() -> Error {
+    Error::new(ErrorKind::Unavailable, "receive").with_context("a task of the link stopped")
 }
 
 /// Until the link has come to `phase` or past it.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::frames::{HEAD, Packing};
-use super::shared::{Batch, Ending, Phase, Shared, reached};
+use super::shared::{Batch, Phase, Shared, reached, stopped};
 use super::{topic_key, within};
 use crate::store::{Row, Writer, WriterId};
 
@@ -37,6 +37,8 @@ pub(super) struct WriterTask {
     rang: Option<Instant>,
     /// When to ring for what was appended.
     ring_at: Option<Instant>,
+    /// Dropped last: then the connection is gone.
+    watch: watch::Receiver<Phase>,
 }
 
 impl WriterTask {
@@ -48,6 +50,7 @@ impl WriterTask {
         patience: Duration,
         rings: bool,
     ) -> Self {
+        let watch = shared.watch();
         Self {
             writer,
             id,
@@ -60,35 +63,18 @@ impl WriterTask {
             rang: None,
             // Once for ourselves: so we learn whether our doorbell works.
             ring_at: rings.then(Instant::now),
+            watch,
         }
     }
 
     /// Runs until the link ends, and ends it when the writer fails or, closing, is done.
-    pub(super) async fn run(mut self, mut watch: watch::Receiver<Phase>) {
-        let mut closing = watch.clone();
-        let ending = Ending(self.shared.clone());
-        let how = tokio::select! {
+    pub(super) async fn run(mut self) {
+        let (mut ended, mut closing) = (self.watch.clone(), self.watch.clone());
+        tokio::select! {
             biased;
-            () = reached(&mut watch, Phase::Ended) => None,
-            how = self.serve(&mut closing) => Some(how),
-        };
-        let error = how.as_ref().and_then(|how| how.as_ref().err());
-        let gone = error.map(|error| {
-            Error::new(ErrorKind::Unavailable, "publish")
-                .with_context("the link was lost")
-                .with_source(error.clone())
-        });
-        let unknown = gone.clone().map(Error::with_outcome_unknown);
-        for batch in self.batches.drain(..) {
-            self.shared.answer(batch, unknown.as_ref(), gone.as_ref());
+            () = reached(&mut ended, Phase::Ended) => {}
+            how = self.serve(&mut closing) => self.shared.end(how),
         }
-        if let Some(how) = how {
-            self.shared.end(how);
-        }
-        // `watch` and `closing` go last: then the connection is gone.
-        drop(self);
-        drop(ending);
-        drop((watch, closing));
     }
 
     async fn serve(&mut self, watch: &mut watch::Receiver<Phase>) -> Result<()> {
@@ -196,6 +182,18 @@ impl WriterTask {
         within(self.patience, "ring", self.writer.ring()).await?;
         self.rang = Some(Instant::now());
         Ok(())
+    }
+}
+
+/// However it stops: what it has taken is answered, and the link ends.
+impl Drop for WriterTask {
+    fn drop(&mut self) {
+        self.shared.end(Err(stopped()));
+        let gone = self.shared.lost("publish");
+        let unknown = gone.clone().map(Error::with_outcome_unknown);
+        for batch in self.batches.drain(..) {
+            self.shared.answer(batch, unknown.as_ref(), gone.as_ref());
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use backplane_core::{ErrorKind, LossReason, Topic};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::super::fake::{Bell, Commit, Fake};
-use super::{Node, frame, frames, link, loss, next, outgoing, publish};
+use super::{Node, WAIT, frame, frames, link, loss, next, outgoing, publish};
 
 #[tokio::test(start_paused = true)]
 async fn a_rolled_back_insert_costs_nobody_anything() {
@@ -246,4 +246,41 @@ async fn a_subscription_amid_a_backlog_begins_behind_all_of_it() {
     publish(&writer, "b", &["after"]).await;
     frames(&mut reader, 40).await;
     assert_eq!(frame(&mut reader).await.0, "after");
+}
+
+/// A runtime may end between the last poll of whoever connected and the first of the link's tasks.
+#[test]
+fn a_link_whose_tasks_never_ran_leaves_nobody_waiting() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    let (ending, other) = (runtime().unwrap(), runtime().unwrap());
+    let fake = Fake::new(Bell::None);
+    let mut one = ending.block_on(link(&fake, &["a"]));
+    let early = one.sender.publish(vec![outgoing("a", "1")]);
+    drop(ending);
+    other.block_on(async {
+        for publish in [early, one.sender.publish(vec![outgoing("a", "2")])] {
+            let error = timeout(WAIT, publish).await.expect("an answer").remove(0).unwrap_err();
+            assert!(!error.outcome_unknown(), "nothing was sent: {error}");
+        }
+        assert_eq!(next(&mut one).await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+        let changed = timeout(WAIT, one.sender.subscribe(&[Topic::from("b")])).await.expect("an answer");
+        assert!(changed.is_err());
+        timeout(WAIT, one.sender.close()).await.expect("an answer").unwrap();
+        fake.until_connections(0).await;
+    });
+}
+
+/// Whoever waits when a link is lost is told that, and not that it was closed.
+#[tokio::test(start_paused = true)]
+async fn who_waits_while_reading_fails_hears_of_an_outage() {
+    let fake = Fake::new(Bell::None);
+    let one = link(&fake, &["a"]).await;
+    fake.freeze(true);
+    let published = one.sender.publish(vec![outgoing("a", "1")]);
+    let topics = [Topic::from("b")];
+    let (published, subscribed) = tokio::join!(published, one.sender.subscribe(&topics));
+    let published = published.into_iter().next().unwrap().unwrap_err();
+    assert_eq!((published.kind(), published.outcome_unknown()), (ErrorKind::Unavailable, true));
+    assert_eq!(subscribed.unwrap_err().kind(), ErrorKind::Unavailable);
+    fake.freeze(false);
 }

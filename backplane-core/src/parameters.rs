@@ -228,10 +228,12 @@ pub fn check_path(name: &str, path: &str) -> Result<()> {
     let starts = |starts: &[&str]| starts.iter().any(|start| path.starts_with(start));
     // PEM, a JWT, PEM in base64.
     let is_text = path.contains('\n') || path.contains("-----") || starts(&["eyJ", "LS0tLS"]);
-    // What stands between the lines of PEM: a sequence in DER, in base64.
+    // What stands between the lines of PEM: a sequence in DER, in base64, whose first byte is 0x30 and whose second says that
+    // it is short (`MA` to `MP`; more than 127 bytes long, `MI`). A `+` of a URL has become a space.
     let is_long = path.len() >= 40;
-    let is_der =
-        !path.contains('.') && (starts(&["MII"]) || is_long && starts(&["MIG", "MIH", "MHc", "MC4"]));
+    let is_base64 = || path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/= ".contains(&byte));
+    let is_sequence = || path.starts_with('M') && matches!(path.as_bytes().get(1), Some(b'A'..=b'P'));
+    let is_der = !path.contains('.') && (starts(&["MII"]) || is_long && is_sequence() && is_base64());
     let is_seed = is_long && path.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
     // No file system has such a name.
     let is_no_name = path.len() > 255 && !path.contains(['/', '\\', '.']);
@@ -509,6 +511,8 @@ mod tests {
             "MIGHAgEABgcqhkjOPQIBBggqhkjOPQMBBwRtMGs3cret",
             "MHcCAQEEBgcqhkjOPQIBBggqhkjOPQMBBwRtMGs3cret",
             "MC4CAQAwBgcqhkjOPQIBBggqhkjOPQMBBwRtMGs3cret",
+            "MFECAQEwBQYDK2VwBCIEINTuctv5E1hK1bbYs3cret+/=",
+            "MDECAQEEIOjOPQIBBggqhkjOPQMBBwRtMGs3cret Ag==",
             "LS0tLS1CRUdJTiBQs3cret",
             &"s3cret".repeat(43),
         ] {
@@ -517,7 +521,8 @@ mod tests {
             assert!(shown.contains("`key` names a file") && !shown.contains("s3cret"), "{shown}");
         }
         let long = format!("{}.pem", "folder/".repeat(40));
-        for path in ["no-such-file.pem", "/no/MIIEvQ", "MII-of-us.pem", "MIGRATION/key", &long] {
+        let folders = "MAIN_SITE/certificates/of-the-company/bus/key";
+        for path in ["no-such-file.pem", "/no/MIIEvQ", "MII-of-us.pem", "MIGRATION/key", folders, &long] {
             let error = read_file("key", path).expect_err("no such file");
             assert!(error.to_string().contains(&format!("`key`: the file {path}")), "{error}");
         }

@@ -20,6 +20,9 @@ pub(crate) fn open(url: &str, mut config: LogConfig) -> Result<(Arc<dyn Database
         Some(scheme) => {
             let dialect = Dialect::of(&scheme)?;
             let (address, parameters) = Parameters::of(url)?;
+            if dialect != Dialect::Sqlite {
+                check_database(address)?;
+            }
             (dialect, address, parameters)
         }
         // An ADO connection string has its own keywords and no parameters of ours.
@@ -35,6 +38,17 @@ pub(crate) fn open(url: &str, mut config: LogConfig) -> Result<(Arc<dyn Database
     let database = dialect.open(address, &mut parameters, &config)?;
     parameters.finish(dialect.name())?;
     Ok((database, config))
+}
+
+/// Refuses options where the name of a database stands (`/chat;password=...`), which errors and logs show.
+fn check_database(address: &str) -> Result<()> {
+    let (_, rest) = address.split_once("://").unwrap_or((address, ""));
+    match rest.split_once('/') {
+        Some((_, database)) if database.contains([';', ',']) => Err(invalid(
+            "the name of the database ends at `;` or `,`: options stand behind a `?`, and in a name these are %3B and %2C",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The options of the log, each under its field's name.
@@ -157,6 +171,23 @@ mod tests {
         let error = options(url).expect_err(url);
         assert_eq!(error.kind(), ErrorKind::InvalidConfig);
         error.to_string()
+    }
+
+    #[test]
+    fn options_in_the_place_of_a_database_are_refused_and_not_shown() {
+        for url in [
+            "postgres://h/d;password=s3cret",
+            "mysql://u:p@h/d;password=s3cret?retention=2m",
+            "mssql://u:p@h/d,password=s3cret",
+        ] {
+            let error = open(url, LogConfig::default()).expect_err(url);
+            let shown = format!("{error} {error:?}");
+            assert!(error.kind() == ErrorKind::InvalidConfig && !shown.contains("s3cret"), "{shown}");
+            assert!(shown.contains("behind a `?`"), "{shown}");
+        }
+        for url in ["postgres://u:p@h/d%3Bpassword%2C", "mysql://u:p@h/", "postgres://h", "sqlite:/a;b,c"] {
+            assert!(check_database(url).is_ok(), "{url}");
+        }
     }
 
     #[test]

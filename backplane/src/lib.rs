@@ -55,7 +55,8 @@
 //! Durations are a whole number and a unit: `500ms`, `10s`, `2m`. Sizes are bytes, or a whole number and `KiB`, `MiB` or
 //! `GiB`. Names and values are percent-decoded and must be UTF-8; `+` is a space, as in HTML forms. User and password
 //! must be percent-encoded where they hold one of `/?#@%`, a user where it holds `:`, both where they hold `,`;
-//! what is given and empty, as by a variable that is not set, is refused. No error and no `Debug` prints them.
+//! what is given and empty, as by a variable that is not set, is refused, but for the password of a database's user and
+//! the user of Redis, which may be empty. No error and no `Debug` prints them.
 
 mod open;
 mod query;

@@ -90,7 +90,7 @@ fn connect_options(url: &str, tls: &Tls, application: &str, what: &str) -> Resul
         return Err(invalid(format!("{what} names several servers; one is needed, the primary")));
     }
     let credentials = credentials.unwrap_or_default();
-    // An empty password is one: where the server trusts, many write it.
+    // An empty password is none, as to libpq: where the server trusts, many write it.
     check_credentials(credentials.strip_suffix(':').unwrap_or(credentials))?;
     percent_decode(credentials)
         .ok_or_else(|| invalid(format!("user or password in {what} is not percent-encoded UTF-8")))?;

@@ -21,8 +21,10 @@ use crate::stage::Stage;
 /// The hub of the calls: away from the load, whose messages no answering client wants to read.
 const HUB: &str = "calls";
 
-/// How long a call may wait. Longer than a short freeze, shorter than a long one.
-const DEADLINE: Duration = Duration::from_millis(2_500);
+/// How long a call may wait. Longer than a short freeze and what a slow machine needs after it, shorter than a long one.
+fn deadline() -> Duration {
+    bound(Duration::from_millis(2_500)).min(ACK_DEADLINE)
+}
 
 /// The router's own deadline, of calls that have none of their own.
 const ACK_DEADLINE: Duration = Duration::from_secs(5);
@@ -177,14 +179,14 @@ struct Caller {
 impl Caller {
     fn deadline(&self) -> Duration {
         match self.kind {
-            Kind::Invoke | Kind::InvokeSilent | Kind::UpdateGroup => DEADLINE,
+            Kind::Invoke | Kind::InvokeSilent | Kind::UpdateGroup => deadline(),
             Kind::Abort | Kind::Register => ACK_DEADLINE,
         }
     }
 
     async fn once(&self, number: u64) -> Result<()> {
         let ask = || {
-            ClientInvocation::new(|id| EncodedMessage::json(id.as_str().to_owned())).with_timeout(DEADLINE)
+            ClientInvocation::new(|id| EncodedMessage::json(id.as_str().to_owned())).with_timeout(deadline())
         };
         match self.kind {
             Kind::Invoke => self.hub.invoke(&self.answering, ask()).await.map(drop),
@@ -195,7 +197,7 @@ impl Caller {
                     0 => MembershipChange::join(&self.answering, group),
                     _ => MembershipChange::leave(&self.answering, group),
                 };
-                self.hub.update_group(change.with_timeout(DEADLINE)).await
+                self.hub.update_group(change.with_timeout(deadline())).await
             }
             Kind::Abort => self.hub.abort(&self.absent, AbortReason::default()).await,
             Kind::Register => register(&self.hub).await.map(drop),

@@ -48,7 +48,8 @@ pub trait Bus: Debug + Send + Sync + 'static {
     /// [`Unavailable`](crate::ErrorKind::Unavailable) when the broker cannot be reached,
     /// [`Timeout`](crate::ErrorKind::Timeout) at the deadline, [`Denied`](crate::ErrorKind::Denied) when it refuses
     /// us, [`InvalidConfig`](crate::ErrorKind::InvalidConfig) or [`Unsupported`](crate::ErrorKind::Unsupported) when
-    /// trying again cannot help. Dropping the future frees all that it had opened.
+    /// trying again cannot help. Of several addresses that all failed, each for its own reason, one that can pass decides
+    /// ([`Error::of_several`]). Dropping the future frees all that it had opened.
     async fn connect(&self, attach: Attach<'_>) -> Result<Link>;
 }
 

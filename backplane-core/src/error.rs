@@ -127,6 +127,39 @@ impl Error {
         self
     }
 
+    /// What to say when several addresses were tried and each failed: final only if all of them are. It is the first failure
+    /// that can pass, if there is one, with the first that cannot as its source, for that one has to be mended all the
+    /// same; else the first. `None`: there was no failure.
+    ///
+    /// ```
+    /// use backplane_core::{Error, ErrorKind};
+    ///
+    /// let certificate = Error::new(ErrorKind::InvalidConfig, "connect").with_context("one: wrong certificate");
+    /// let down = Error::new(ErrorKind::Unavailable, "connect").with_context("two: connection refused");
+    /// let both = Error::of_several([certificate.clone(), down]).expect("there were failures");
+    /// assert!(both.is_retryable() && both.to_string().contains("wrong certificate"));
+    /// assert!(!Error::of_several([certificate]).expect("there was a failure").is_retryable());
+    /// ```
+    #[must_use]
+    pub fn of_several(failures: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let (mut passing, mut lasting) = (None, None);
+        for failure in failures {
+            let first = if failure.is_retryable() { &mut passing } else { &mut lasting };
+            first.get_or_insert(failure);
+        }
+        match (passing, lasting) {
+            (Some(passing), Some(lasting)) => {
+                // An error has one source: what lies under the first becomes words.
+                let source = passing.source.as_ref().map(ToString::to_string);
+                let words = [passing.context.as_deref(), source.as_deref()];
+                let said: String = words.into_iter().flatten().map(|words| format!("{words}; ")).collect();
+                let context = format!("{said}another address cannot work until it is mended");
+                Some(passing.with_context(context).with_source(lasting))
+            }
+            (passing, lasting) => passing.or(lasting),
+        }
+    }
+
     /// The kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -162,5 +195,38 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_failures_one_that_can_pass_decides_and_what_cannot_is_told_too() {
+        let down = Error::new(ErrorKind::Unavailable, "connect")
+            .with_context("one:1")
+            .with_source(std::io::Error::other("nobody listens"));
+        let late = Error::new(ErrorKind::Timeout, "connect").with_context("two:2");
+        let wrong = Error::new(ErrorKind::InvalidConfig, "connect").with_context("three:3 speaks no TLS");
+        let denied = Error::new(ErrorKind::Denied, "connect");
+        let told =
+            |failures: &[&Error]| Error::of_several(failures.iter().copied().cloned()).unwrap().to_string();
+
+        assert_eq!(
+            told(&[&denied, &wrong, &down, &late]),
+            "connect: unavailable: one:1; nobody listens; another address cannot work until it is mended: \
+             connect: denied"
+        );
+        assert_eq!(
+            told(&[&late, &wrong, &down]),
+            "connect: timed out: two:2; another address cannot work until it is mended: \
+             connect: invalid configuration: three:3 speaks no TLS"
+        );
+        let both = Error::of_several([wrong.clone(), down.clone()]).unwrap();
+        assert!(both.is_retryable() && both.kind() == ErrorKind::Unavailable);
+        assert_eq!(told(&[&late, &down]), late.to_string());
+        assert_eq!(told(&[&wrong, &denied]), wrong.to_string());
+        assert!(Error::of_several([]).is_none());
     }
 }

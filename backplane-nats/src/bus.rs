@@ -45,7 +45,8 @@ impl NatsBus {
             attempt: attach.attempt,
             topics: attach.topics.to_vec(),
             resume: attach.resume.copied(),
-            deadline: Instant::now() + attach.deadline,
+            // A little before that of `connect`, which would otherwise cut off what the servers said.
+            deadline: Instant::now() + attach.deadline * 19 / 20,
             heartbeat: attach.heartbeat,
             shared: shared.clone(),
             inbox,

@@ -35,7 +35,7 @@ pub(crate) struct Purpose<'a> {
 pub(crate) async fn dial(purpose: &Purpose<'_>) -> Result<Client> {
     let servers = &purpose.config.servers;
     let first = usize::try_from(purpose.attempt.wrapping_sub(1) % servers.len() as u64).unwrap_or(0);
-    let mut failure = None::<Error>;
+    let mut failures = Vec::new();
     for index in 0..servers.len() {
         let server = &servers[(first + index) % servers.len()];
         let left = purpose.deadline.saturating_duration_since(Instant::now());
@@ -48,12 +48,9 @@ pub(crate) async fn dial(purpose: &Purpose<'_>) -> Result<Client> {
                 .with_context(format!("{server} did not let us in within {share:?}")),
         };
         tracing::debug!(%server, %error, "no connection");
-        // What the configuration has to mend is the better answer.
-        if failure.as_ref().is_none_or(|failure| failure.is_retryable()) {
-            failure = Some(error);
-        }
+        failures.push(error);
     }
-    Err(failure.unwrap_or_else(|| {
+    Err(Error::of_several(failures).unwrap_or_else(|| {
         Error::new(ErrorKind::InvalidConfig, "connect").with_context("no server is named")
     }))
 }

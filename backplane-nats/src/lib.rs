@@ -40,7 +40,9 @@
 //!   what arrived, what one turn of the connection reads in front of that, and for a durable link the 32 MB that
 //!   JetStream's flow control lets be under way.
 //! - **Several addresses** are tried in turn, each attempt beginning with the next one. Those that the servers announce of
-//!   each other are not used: behind a translation of addresses they lead nowhere, and no certificate names them.
+//!   each other are not used: behind a translation of addresses they lead nowhere, and no certificate names them. When none
+//!   gives a link, the error is final only if that of each is: one with a wrong certificate is told, and keeps no node from
+//!   waiting for the others (`start=degraded`).
 //! - **A cluster** tells its other servers of a subscription a moment later and says nothing of it: where the server belongs
 //!   to one, `connect` and `subscribe` return 250 ms after it has confirmed (`propagation`). Leaf nodes and gateways are
 //!   not recognised: say it there.

@@ -28,6 +28,7 @@ pub(crate) struct Opening {
     pub(crate) attempt: u64,
     pub(crate) topics: Vec<Topic>,
     pub(crate) resume: Option<Position>,
+    /// Until when a server may be tried.
     pub(crate) deadline: Instant,
     pub(crate) heartbeat: Duration,
     pub(crate) shared: Arc<Shared>,

@@ -51,7 +51,7 @@ impl RabbitBus {
     async fn open_any(&self, attach: Attach<'_>, deadline: Instant) -> Result<Link> {
         attach.topics.iter().try_for_each(|topic| carries("connect", topic))?;
         let mut addresses: Vec<&RabbitAddress> = self.config.addresses.iter().collect();
-        let mut failure = None::<Error>;
+        let mut failures = Vec::new();
         while !addresses.is_empty() {
             let random = std::hash::RandomState::new().build_hasher().finish();
             let chosen = usize::try_from(random % addresses.len() as u64).unwrap_or_default();
@@ -71,17 +71,14 @@ impl RabbitBus {
                 Err(error) => error,
             };
             tracing::debug!(%address, %error, "no link");
-            // What the configuration has to mend is the better answer. Another node is asked all the same: one alone may have
-            // a wrong certificate, or be no RabbitMQ.
-            if failure.as_ref().is_none_or(Error::is_retryable) {
-                failure = Some(error);
-            }
-            // Without time nobody else can be asked.
+            // One alone may have a wrong certificate, or be no RabbitMQ: the others are asked all the same.
+            failures.push(error);
             if Instant::now() >= deadline {
+                failures.extend(addresses.first().map(|address| not_asked(address, attach.deadline)));
                 break;
             }
         }
-        Err(failure.expect("there is an address, and it failed"))
+        Err(Error::of_several(failures).expect("there is an address, and it failed"))
     }
 
     /// Opens both connections to one node of the broker, and what a link has there beside bindings.
@@ -229,6 +226,11 @@ fn late(address: &RabbitAddress, share: Duration) -> Error {
     Error::new(ErrorKind::Timeout, "connect").with_context(format!("{address} gave no link within {share:?}"))
 }
 
+fn not_asked(address: &RabbitAddress, deadline: Duration) -> Error {
+    Error::new(ErrorKind::Timeout, "connect")
+        .with_context(format!("{address} was not asked: others took all of {deadline:?}"))
+}
+
 fn not_bound(address: &RabbitAddress, topics: usize) -> Error {
     Error::new(ErrorKind::Timeout, "connect").with_context(format!(
         "{address} did not bind {topics} topics before the deadline; raise it, or bind hash buckets (`buckets`)"
@@ -251,7 +253,7 @@ impl Bus for RabbitBus {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use backplane_core::NodeId;
+    use backplane_core::{Backplane as _, NodeId, Router, RouterConfig, Start};
     use backplane_tls::Tls;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
@@ -274,32 +276,56 @@ mod tests {
         (RabbitAddress { host: "127.0.0.1".to_owned(), port }, asked)
     }
 
+    fn attach(attempt: u64) -> Attach<'static> {
+        Attach {
+            node: NodeId::random(),
+            attempt,
+            topics: &[],
+            resume: None,
+            deadline: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(10),
+        }
+    }
+
+    /// A bus that wants TLS, and trusts nobody.
+    fn bus(addresses: Vec<RabbitAddress>) -> RabbitBus {
+        let tls = Some(Tls::trusting_nobody().unwrap());
+        RabbitBus::new(RabbitConfig { addresses, tls, ..RabbitConfig::default() }).unwrap()
+    }
+
+    /// What a node says that speaks no TLS, which only a change of configuration mends.
+    const PLAIN: &[u8] = b"AMQP\0\0\x09\x01";
+
     #[tokio::test]
     async fn a_node_that_refuses_for_good_does_not_keep_the_others_from_being_asked() {
-        // Given a node that speaks no TLS, which only a change of configuration mends, and one that is about to start.
-        let (plain, _) = node(b"AMQP\0\0\x09\x01").await;
+        // Given a node that refuses for good, and one that is about to start.
+        let (plain, _) = node(PLAIN).await;
         let (starting, asked) = node(b"").await;
-        let bus = RabbitBus::new(RabbitConfig {
-            addresses: vec![plain, starting],
-            tls: Some(Tls::trusting_nobody().unwrap()),
-            ..RabbitConfig::default()
-        })
-        .unwrap();
+        let bus = bus(vec![plain, starting]);
         // The order is random: one attempt would prove nothing.
         for attempt in 1..=20 {
             let before = asked.load(Ordering::Relaxed);
-            let attach = Attach {
-                node: NodeId::random(),
-                attempt,
-                topics: &[],
-                resume: None,
-                deadline: Duration::from_secs(10),
-                heartbeat: Duration::from_secs(10),
-            };
-            // When a link is opened, then both are asked, and told is what can be mended.
-            let error = bus.connect(attach).await.expect_err("nobody gives a link");
+            // When a link is opened, then both are asked, trying again may help, and told is what can be mended.
+            let error = bus.connect(attach(attempt)).await.expect_err("nobody gives a link");
             assert!(asked.load(Ordering::Relaxed) > before, "in attempt {attempt}");
-            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+            assert!(error.is_retryable(), "{error}");
+            assert!(error.to_string().contains("does not speak TLS"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn nodes_that_all_refuse_for_good_are_not_tried_again() {
+        let bus = bus(vec![node(PLAIN).await.0, node(PLAIN).await.0]);
+        let error = bus.connect(attach(1)).await.expect_err("nobody gives a link");
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_degraded_start_waits_for_a_node_that_is_down_beside_one_that_cannot_work() {
+        let bus = bus(vec![node(PLAIN).await.0, node(b"").await.0]);
+        let config = RouterConfig { start: Start::Degraded, ..RouterConfig::default() };
+        let node = Router::open(Arc::new(bus), config).await.expect("it is down, and tries again");
+        assert!(!node.health().borrow().is_up());
+        drop(node);
     }
 }

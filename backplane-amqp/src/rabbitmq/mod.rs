@@ -50,8 +50,10 @@
 //!   node. So do where groups come and go by hundreds each second.
 //!
 //! # A cluster of brokers
-//! List its nodes in the URL; both connections of a link lead to one of them, which holds the node's queue. Tried by hand
-//! with two nodes of RabbitMQ 3.10.8 on one machine, links spread over both:
+//! List its nodes in the URL; both connections of a link lead to one of them, which holds the node's queue. They are tried in
+//! a random order. When none gives a link, the error is final only if that of each is: one with a wrong certificate is
+//! told, and keeps no node from waiting for the others (`start=degraded`). Tried by hand with two nodes of RabbitMQ 3.10.8
+//! on one machine, links spread over both:
 //! - Every contract of the seam and of whole nodes is kept. A new binding is valid on all nodes of the broker when it is
 //!   confirmed (with Mnesia, the store of 3.x; not tried with Khepri).
 //! - A node of the broker that is killed costs the links to it, which are back on the other one within 0.1 s, each with one

@@ -1,10 +1,13 @@
 //! Who is let in, what is permitted, and what kind of server it is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backplane_conformance::bound;
 use backplane_conformance::broker::{Broker as _, Nats, NatsOptions};
-use backplane_core::{Attach, Bus as _, Delivery, Error, ErrorKind, Topic};
+use backplane_core::{
+    Attach, Backplane as _, Bus as _, Delivery, Error, ErrorKind, Router, RouterConfig, Start, Topic,
+};
 
 use crate::harness::*;
 
@@ -248,4 +251,32 @@ async fn of_several_servers_one_that_is_there_is_enough() {
     let bus = bus(&format!("nats://{}", mute.local_addr().unwrap()));
     let Err(error) = bus.connect(Attach { deadline, ..attach(&[], None) }).await else { panic!("let in") };
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+}
+
+#[tokio::test]
+async fn of_several_servers_one_that_may_come_back_is_waited_for_whatever_the_others_refuse() {
+    let Some(nats) = Nats::require(NatsOptions {
+        user: Some(("app".to_owned(), "pass".to_owned())),
+        ..NatsOptions::default()
+    })
+    .await
+    else {
+        return;
+    };
+    let denies = nats.address();
+    // Mute: it accepts and says nothing.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let both = format!("nats://stranger:secret@{denies},{}", mute.local_addr().unwrap());
+    for attempt in 1..=2 {
+        let deadline = bound(Duration::from_millis(1_500));
+        let error = bus(&both).connect(Attach { attempt, deadline, ..attach(&[], None) }).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(error.to_string().contains("credentials"), "{error}");
+    }
+    let connect_timeout = bound(Duration::from_millis(1_500));
+    let degraded = RouterConfig { start: Start::Degraded, connect_timeout, ..RouterConfig::default() };
+    let node = Router::open(Arc::new(bus(&both)), degraded).await.unwrap();
+    node.shutdown().await.unwrap();
+    let alone = refused(&format!("nats://stranger:secret@{denies},{denies}")).await;
+    assert_eq!(alone.kind(), ErrorKind::Denied, "{alone}");
 }

@@ -32,7 +32,8 @@
 //!   within their deadline, and [`Health::impediment`](backplane_core::Health::impediment) shows it until the alarm ends.
 //!   The link stays. Other nodes take a node for gone meanwhile, for its beats are publishes too.
 //! - **Memory is bounded** by [`RabbitConfig::prefetch`] frames that were not read and by 64 MiB or 65,536 frames that were
-//!   not confirmed. There is no option to read without acknowledgements: lapin would keep what nobody reads, without bound.
+//!   not confirmed (bytes that the broker was sent and did not confirm for a second are not ours any more). There is no
+//!   option to read without acknowledgements: lapin would keep what nobody reads, without bound.
 //! - **Topics** are dot-separated tokens of up to 200 bytes.
 //! - **The largest frame** is [`RabbitConfig::max_frame`]: by default 16 MiB less 64 KiB, and up to 128 MiB where the
 //!   server's `max_message_size` allows it.
@@ -61,10 +62,11 @@
 //! - A node that stands still without being dead holds up all others until they declare it dead, which is a setting of the
 //!   broker (`net_ticktime`, by default 60 s; with 8 s the others went on after 10): meanwhile no link can be opened and
 //!   nothing bound anywhere, and frames that also go to a queue on that node end as `Timeout` with an unknown outcome.
-//!   Others are accepted a second late, until some 400 of the former are under way: then RabbitMQ reads nothing more from
-//!   who sent them. When it moves again after it was declared dead, frames that it had held may arrive late, behind newer
-//!   ones of the same publisher; and the broker is partitioned, which `cluster_partition_handling` decides. Where nodes may
-//!   stall, set `net_ticktime` near the heartbeat bound.
+//!   Frames of other calls of `publish` are accepted a second late (those of the same call are answered with its slowest,
+//!   at the latest after `command_timeout`), until some 400 of the former are under way: then RabbitMQ reads nothing more
+//!   from who sent them. When it moves again after it was declared dead, frames that it had held may arrive late, behind
+//!   newer ones of the same publisher; and the broker is partitioned, which `cluster_partition_handling` decides. Where
+//!   nodes may stall, set `net_ticktime` near the heartbeat bound.
 //!
 //! # Permissions
 //! With the exchange `backplane`, for a user `app` in its virtual host:

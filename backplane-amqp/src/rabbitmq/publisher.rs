@@ -6,7 +6,8 @@
 //!
 //! The broker confirms a frame when every queue has it. One queue that stands still, such as that of another node on a
 //! broker of the cluster that is frozen, keeps back the confirms of all that goes there, for a minute or more. So a frame
-//! that lingers steps aside: it neither hides the confirms behind it nor takes room from frames that go elsewhere.
+//! that lingers steps aside: it hides no confirms behind it, and its bytes take no room from other calls of publish once
+//! they are written. Frames of its own call are answered with it, at the latest after the command time-out.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
@@ -21,7 +22,7 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Event};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::flight::{Flight, InFlight, Landed, fly, land, land_any};
+use super::flight::{Confirmed, Flight, InFlight, Landed, fly, land, land_any};
 use super::refusal::refusal;
 use super::routing::Routing;
 use super::shared::{Batch, Phase, Shared};
@@ -50,7 +51,7 @@ pub(super) struct Publisher {
     next_batch: u64,
     flights: VecDeque<Flight>,
     aloft_bytes: usize,
-    /// Flights that stepped aside. As many as [`Shared`] lets be unanswered.
+    /// Flights that stepped aside. As many as [`Shared`] lets be unanswered; what was written of them is not counted in bytes.
     lingering: Vec<Flight>,
 }
 
@@ -145,16 +146,13 @@ impl Publisher {
     /// The number of the batch that is being launched, and the place of the frame that was taken from it last.
     fn last_taken(&self) -> (u64, usize) {
         let last = self.batches.last_key_value();
-        last.map_or((0, 0), |(number, batch)| (*number, batch.outcomes.len() - self.launching.len() - 1))
+        last.map_or((0, 0), |(number, batch)| (*number, batch.launches - self.launching.len() - 1))
     }
 
     fn begin(&mut self, batch: Batch) {
         let Batch { frames, bytes: _, done, deadline } = batch;
-        let missing = frames.len();
-        let mut outcomes = Vec::new();
-        outcomes.resize_with(missing, || None);
+        let batch = InFlight::new(frames.len(), done, deadline);
         self.launching = frames.into_iter();
-        let batch = InFlight { outcomes, missing, kept_back: None, done: Some(done), deadline };
         self.batches.insert(self.next_batch, batch);
         self.next_batch += 1;
     }
@@ -175,10 +173,7 @@ impl Publisher {
             && let Some(mut last) = self.batches.last_entry()
         {
             self.shared.frames_answered(rest.map(|outgoing| outgoing.frame.len()).sum(), frames);
-            let batch = last.get_mut();
-            batch.outcomes.truncate(batch.outcomes.len() - frames);
-            batch.kept_back = Some((frames, error.clone()));
-            if batch.miss_fewer(frames) {
+            if last.get_mut().keep_back(frames, error) {
                 last.remove();
             }
         }
@@ -220,11 +215,10 @@ impl Publisher {
                 return Err(refusal("publish", &subject, error));
             }
         };
-        if let Entry::Occupied(mut batch) = self.batches.entry(batch) {
-            batch.get_mut().outcomes[place] = Some(outcome);
-            if batch.get_mut().miss_fewer(1) {
-                batch.remove();
-            }
+        if let Entry::Occupied(mut batch) = self.batches.entry(batch)
+            && batch.get_mut().landed(place, outcome)
+        {
+            batch.remove();
         }
         Ok(())
     }
@@ -242,6 +236,12 @@ impl Publisher {
             self.lingering.extend(aside);
             self.flights = aloft.into();
             self.landed(landed)?;
+        }
+        // Nothing of their bytes is ours any more, and others may wait for the room. Their number stays bounded.
+        for flight in
+            self.lingering.iter_mut().filter(|flight| matches!(flight.confirmed, Confirmed::Written(_)))
+        {
+            self.shared.frames_answered(std::mem::take(&mut flight.bytes), 0);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 /// Most bytes of frames, and most frames, that one link holds unanswered. The router keeps far below (4,096 frames and
-/// 8 MiB by default); this protects whoever uses a link without it.
+/// 8 MiB by default); this protects whoever uses a link without it. Bytes of a frame that lingers at the broker do not count.
 const MAX_BYTES: usize = 64 << 20;
 const MAX_FRAMES: usize = 65_536;
 /// Most calls of subscribe and unsubscribe, and most topics in them, that one link holds unanswered.
@@ -183,7 +183,7 @@ impl Shared {
         if queue.phase == Phase::Open { Ok(queue) } else { Err(closed(operation)) }
     }
 
-    /// Gives back what frames took of which lapin holds nothing any more.
+    /// Gives back what was taken for bytes of which lapin holds nothing any more, and for frames that are over.
     pub(super) fn frames_answered(&self, bytes: usize, frames: usize) {
         self.load.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.load.frames.fetch_sub(frames, Ordering::Relaxed);

@@ -216,10 +216,10 @@ async fn an_alarm_of_memory_or_disk_blocks_publishers_only_and_names_itself() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_stands_still_keeps_back_only_what_goes_there() {
     let Some((broker, _turn)) = rough().await else { return };
-    let bus = bus(&format!("{}?command_timeout=120s", broker.url()));
+    let patient = bus(&format!("{}?command_timeout=120s", broker.url()));
     let topics = [topic("stuck"), topic("free")];
     let stuck =
-        bus.connect(Attach { heartbeat: Duration::from_secs(60), ..attach(&topics[..1]) }).await.unwrap();
+        patient.connect(Attach { heartbeat: Duration::from_secs(60), ..attach(&topics[..1]) }).await.unwrap();
     let queues = broker.list(&["list_queues", "pid", "name"]).await.unwrap();
     let queue = queues.iter().find(|row| !row[1].ends_with(":losses")).expect("the queue of the only link")
         [1]
@@ -229,8 +229,17 @@ async fn a_queue_that_stands_still_keeps_back_only_what_goes_there() {
         let told = format!("{{ok, Q}} = rabbit_amqqueue:lookup({named}), sys:{what}(amqqueue:get_pid(Q)).");
         broker.eval(&told).await.unwrap();
     };
-    let mut link = connect(&bus, &topics[1..]).await;
+    let mut link = connect(&patient, &topics[1..]).await;
+    let impatience = bound(Duration::from_secs(3)).as_millis();
+    let hasty = connect(&bus(&format!("{}?command_timeout={impatience}ms", broker.url())), &[]).await;
     tell("suspend").await;
+    // Whoever shares a call with a frame that is kept back waits with it, and has its outcome.
+    let outcomes =
+        hasty.sender.publish(vec![outgoing(&topics[0], "x"), outgoing(&topics[1], "beside")]).await;
+    let late = outcomes[0].as_ref().unwrap_err();
+    assert_eq!((late.kind(), late.outcome_unknown()), (ErrorKind::Timeout, true), "{late}");
+    assert!(outcomes[1].is_ok(), "{outcomes:?}");
+    assert_eq!(frame(&mut link).await.1, "beside");
     // Fewer than those after which the broker reads nothing more from who publishes there (its credit is 400).
     let kept_back = link.sender.publish((0..300).map(|_| outgoing(&topics[0], "x")).collect());
     let start = Instant::now();
@@ -245,8 +254,26 @@ async fn a_queue_that_stands_still_keeps_back_only_what_goes_there() {
         assert_eq!(frame(&mut link).await.1, large);
     }
     println!("64 MiB more were accepted within {:?}", start.elapsed());
+    // As many bytes as may be unconfirmed, kept back themselves: they take room until the broker has them.
+    let start = Instant::now();
+    let crowd: Vec<_> =
+        (0..7).map(|_| link.sender.publish(vec![outgoing(&topics[0], large.clone())])).collect();
+    while let Err(error) = publish(&link, &topics[1], large.clone()).await {
+        assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
+        assert!(start.elapsed() < deadline(), "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("room was there {:?} after 56 MiB that are kept back", start.elapsed());
+    assert_eq!(frame(&mut link).await.1, large);
     tell("resume").await;
     assert!(within("outcomes", kept_back).await.iter().all(Result::is_ok));
+    for outcomes in within("outcomes", join_all(crowd)).await {
+        assert!(outcomes[0].is_ok(), "{outcomes:?}");
+    }
+    // A confirm that comes after its batch was answered is for nobody.
+    publish(&hasty, &topics[1], "after").await.unwrap();
+    assert_eq!(frame(&mut link).await.1, "after");
+    hasty.sender.close().await.unwrap();
     link.sender.close().await.unwrap();
     drop(stuck);
     // The next test counts what the broker holds.

@@ -44,8 +44,10 @@ enum Phase {
     Closing,
     /// `inbound` was dropped: the task stops at once.
     Abandoned,
-    /// The task has stopped.
+    /// The task takes no work any more, and frees what the link holds.
     Ended,
+    /// Everything is freed.
+    Freed,
 }
 
 /// See the module.
@@ -161,15 +163,15 @@ impl Shared {
         }
     }
 
-    /// Asks for an orderly end; `None` when the link has ended already.
+    /// Asks for an orderly end; `None` when the link has ended already and everything is freed.
     pub(super) fn close(&self) -> Option<oneshot::Receiver<Result<()>>> {
         let (done, closed) = oneshot::channel();
         {
             let mut queue = self.queue.lock();
             match queue.phase {
                 Phase::Open | Phase::Closing => queue.phase = Phase::Closing,
-                Phase::Abandoned => {}
-                Phase::Ended => return None,
+                Phase::Abandoned | Phase::Ended => {}
+                Phase::Freed => return None,
             }
             queue.closers.push(done);
         }
@@ -181,7 +183,7 @@ impl Shared {
     pub(super) fn abandon(&self) {
         {
             let mut queue = self.queue.lock();
-            if queue.phase != Phase::Ended {
+            if !queue.has_ended() {
                 queue.phase = Phase::Abandoned;
             }
         }
@@ -214,37 +216,85 @@ impl Shared {
 
     /// The same, should the task have ended without it.
     pub(super) fn stop_unless_stopped(&self, lost: &Error) {
-        if self.queue.lock().phase != Phase::Ended {
+        let ended = self.queue.lock().has_ended();
+        if !ended {
             self.stop(Some(lost));
         }
     }
 
     /// Everything is freed: answers whoever waits for that.
     pub(super) fn finish(&self) {
-        let closers = std::mem::take(&mut self.queue.lock().closers);
+        let closers = {
+            let mut queue = self.queue.lock();
+            queue.phase = Phase::Freed;
+            std::mem::take(&mut queue.closers)
+        };
         for closer in closers {
             let _ = closer.send(Ok(()));
         }
     }
 
-    /// What a frame is told that has no outcome because the link ended.
+    /// What work is told that has no outcome because the link ended. Why it did is not known yet to who is faster than the task.
     pub(super) fn ended(&self, operation: &'static str) -> Error {
-        match &self.queue.lock().lost {
-            Some(lost) => Error::new(ErrorKind::Unavailable, operation)
+        let queue = self.queue.lock();
+        let meanwhile = || {
+            Error::new(ErrorKind::Unavailable, operation)
                 .with_context("the link ended meanwhile")
-                .with_source(lost.clone())
-                .with_outcome_unknown(),
-            None => Error::new(ErrorKind::Closed, operation).with_outcome_unknown(),
+                .with_outcome_unknown()
+        };
+        match (&queue.lost, queue.phase) {
+            (Some(lost), _) => meanwhile().with_source(lost.clone()),
+            (None, Phase::Open | Phase::Closing) => meanwhile(),
+            (None, Phase::Abandoned | Phase::Ended | Phase::Freed) => {
+                Error::new(ErrorKind::Closed, operation).with_outcome_unknown()
+            }
         }
     }
 }
 
 impl Queue {
+    fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended | Phase::Freed)
+    }
+
     fn admit(&self, operation: &'static str) -> Result<()> {
         if self.phase == Phase::Open {
             Ok(())
         } else {
             Err(Error::new(ErrorKind::Closed, operation).with_context("the link has ended"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_is_dropped_before_the_end_is_known_is_not_told_that_it_was_in_order() {
+        let shared = Shared::for_tests();
+        let told = || {
+            let error = shared.ended("publish");
+            assert!(error.outcome_unknown(), "{error}");
+            error.kind()
+        };
+        assert_eq!(told(), ErrorKind::Unavailable);
+        let _closed = shared.close();
+        assert_eq!(told(), ErrorKind::Unavailable);
+        shared.stop(None);
+        assert_eq!(told(), ErrorKind::Closed);
+        shared.stop(Some(&Error::new(ErrorKind::Denied, "receive")));
+        assert_eq!(told(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn whoever_closes_while_the_link_is_freed_waits_for_it_too() {
+        let shared = Shared::for_tests();
+        shared.stop(None);
+        let mut closed = shared.close().expect("something is to be freed");
+        assert!(closed.try_recv().is_err());
+        shared.finish();
+        assert!(closed.try_recv().unwrap().is_ok());
+        assert!(shared.close().is_none());
     }
 }

@@ -104,7 +104,8 @@ impl LinkTask {
             all.push(sweep.boxed());
             let first = all.next().await;
             let ended = first.unwrap_or(Ok(Leave::Abandoned));
-            // Before what waits is dropped with the futures: whoever waited is told why.
+            // Before what waits is dropped with the other futures: whoever waited is told why. What the first one held is
+            // dropped already; who was told of that before this knows only that the link ended.
             shared.stop(ended.as_ref().err().map(|(error, _)| error));
             ended
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backplane_core::{Error, ErrorKind, LinkSender, Outgoing, Result, Topic};
 use futures::future::{BoxFuture, FutureExt as _};
+use tokio::time::{Instant, sleep};
 
 use super::bindings::Bindings;
 use super::connection::Line;
@@ -48,11 +49,8 @@ impl LinkTask {
             // answered as if it had ended before.
             return self.end(&how, &Ok(()));
         }
-        let asked = self.shared.is_closing();
         let how = say_goodbye(&self.shared, &self.publishing, &self.consuming).await;
-        // Who let go of it has asked for no orderly end: what did not end in time is cut, which is an end as well.
-        let closed = if asked { how.clone() } else { Ok(()) };
-        self.end(&how, &closed);
+        self.end(&how, &how);
     }
 
     /// Settles everything that waits. Only the first call counts.
@@ -76,13 +74,16 @@ impl LinkTask {
         for closer in rest.closers {
             let _ = closer.send(closed.clone());
         }
+        // What did not end in time is cut, which is an end as well.
+        for closer in rest.late_closers {
+            let _ = closer.send(Ok(()));
+        }
         self.shared.end_inbound(how.clone());
     }
 }
 
 /// Ends both connections in order, as far as the broker lets us.
 async fn say_goodbye(shared: &Shared, publishing: &Line, consuming: &Line) -> Result<()> {
-    let patience = if shared.is_closing() { shared.timeout } else { FAREWELL };
     let published = async {
         // While it is blocked lapin writes nothing on it, not even a farewell: it is cut. Nothing at the broker belongs to
         // it; the queues are the other one's.
@@ -92,10 +93,23 @@ async fn say_goodbye(shared: &Shared, publishing: &Line, consuming: &Line) -> Re
     };
     // Neither goodbye waits for the other.
     let closed = async { tokio::join!(published, consuming.close()) };
-    match tokio::time::timeout(patience, closed).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::new(ErrorKind::Timeout, "close")
+    tokio::select! {
+        biased;
+        _ = closed => Ok(()),
+        () = patience(shared) => Err(Error::new(ErrorKind::Timeout, "close")
             .with_context("the broker did not free the connections in time; they were cut")),
+    }
+}
+
+/// Lasts as long as a command while somebody waits for the goodbye, who may give up at any time; else not for long.
+async fn patience(shared: &Shared) {
+    let end = Instant::now() + shared.timeout;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        sleep(if shared.is_awaited() { FAREWELL.min(left) } else { FAREWELL }).await;
+        if !shared.is_awaited() || Instant::now() >= end {
+            return;
+        }
     }
 }
 

@@ -98,10 +98,11 @@ struct Load {
 struct Queue {
     batches: VecDeque<Batch>,
     calls: VecDeque<Call>,
+    /// Who asked for an orderly end while the link lived.
     closers: Vec<oneshot::Sender<Result<()>>>,
+    /// Who asked after `inbound` was dropped, when the end need not be in order any more.
+    late_closers: Vec<oneshot::Sender<Result<()>>>,
     phase: Phase,
-    /// Whether an orderly end was asked for while the link lived.
-    asked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +117,7 @@ pub(super) struct Rest {
     pub(super) batches: VecDeque<Batch>,
     pub(super) calls: VecDeque<Call>,
     pub(super) closers: Vec<oneshot::Sender<Result<()>>>,
+    pub(super) late_closers: Vec<oneshot::Sender<Result<()>>>,
 }
 
 fn closed(operation: &'static str) -> Error {
@@ -201,9 +203,9 @@ impl Shared {
         (std::mem::take(&mut queue.batches), queue.phase)
     }
 
-    /// Whether somebody waits for an orderly end, also if `inbound` was dropped since.
-    pub(super) fn is_closing(&self) -> bool {
-        self.queue.lock().asked
+    /// Whether somebody still waits for an orderly end, also if `inbound` was dropped since.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.queue.lock().closers.iter().any(|closer| !closer.is_closed())
     }
 
     /// The calls that wait.
@@ -219,11 +221,9 @@ impl Shared {
             match queue.phase {
                 Phase::Open | Phase::Closing => {
                     queue.phase = Phase::Closing;
-                    queue.asked = true;
                     queue.closers.push(done);
                 }
-                // The task stops at its next turn; dropping `done` then answers.
-                Phase::Abandoned => queue.closers.push(done),
+                Phase::Abandoned => queue.late_closers.push(done),
                 Phase::Ended => return None,
             }
         }
@@ -251,6 +251,7 @@ impl Shared {
             batches: std::mem::take(&mut queue.batches),
             calls: std::mem::take(&mut queue.calls),
             closers: std::mem::take(&mut queue.closers),
+            late_closers: std::mem::take(&mut queue.late_closers),
         }
     }
 

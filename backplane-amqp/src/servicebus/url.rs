@@ -61,6 +61,10 @@ fn decoded(text: &str) -> Result<String> {
 
 fn from_url(text: &str) -> Result<ServiceBusConfig> {
     let (address, mut parameters) = Parameters::of(text)?;
+    // Before the port of one of them is called unreadable.
+    if authority(address).1.contains(',') {
+        return Err(invalid("the URL names several servers; one is needed. Options belong behind `?`"));
+    }
     // The parser's own error never repeats the text, which may hold a key.
     let url = Url::parse(address).map_err(|error| invalid("the URL cannot be read").with_source(error))?;
     let mut config =
@@ -363,6 +367,8 @@ mod tests {
                 "publish_timeout` must be above 0 and at most 1 hour",
             ),
             ("servicebus://a:s3cret@h,key=s3cret", "several servers"),
+            ("servicebus://a:s3cret@one:5671,two:5671", "several servers"),
+            ("servicebus://a:s3cret@h:5671,key=s3cret", "several servers"),
             ("servicebus://a:s3cret@h;SharedAccessKey=s3cret", "behind `?`"),
             ("servicebus://a:s3cret@h?ca=/does/not/exist", "/does/not/exist"),
             ("servicebus://a:s3cret@h/t%20x", "topic"),

@@ -7,7 +7,7 @@ use backplane_conformance::bound;
 use backplane_conformance::broker::Broker as _;
 use backplane_conformance::proxy::FaultProxy;
 use backplane_core::{Attach, Bus as _, Delivery, ErrorKind, LossReason, Topic};
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 
 use crate::harness::*;
 
@@ -179,7 +179,7 @@ async fn many_topics_are_bound_in_a_pipeline_and_deliveries_do_not_wait_for_them
             start.elapsed()
         };
         let mut changed = std::pin::pin!(changed);
-        let mut longest = Duration::ZERO;
+        let (mut arrived, mut longest) = (0, Duration::ZERO);
         let took = loop {
             let sent = Instant::now();
             let pinged = async {
@@ -189,14 +189,16 @@ async fn many_topics_are_bound_in_a_pipeline_and_deliveries_do_not_wait_for_them
             };
             tokio::select! {
                 biased;
-                () = pinged => {}
+                // First: what arrives only with its end does not count.
                 took = &mut changed => break took,
+                () = pinged => arrived += 1,
             }
         };
-        println!("2,000 topics {verb} in {took:?}; the longest wait of a delivery meanwhile was {longest:?}");
-        // Whoever keeps everything back until the change is done lets a delivery wait for all of it.
-        let most = (took * 3 / 4).max(bound(Duration::from_millis(300)));
-        assert!(longest < most, "{longest:?} of {took:?}");
+        println!(
+            "2,000 topics {verb} in {took:?}, {arrived} deliveries meanwhile; the longest wait was {longest:?}"
+        );
+        // Whoever keeps everything back until the change is done lets the first wait for all of it.
+        assert!(arrived >= 3, "{arrived} deliveries, the longest after {longest:?} of {took:?}");
     }
     writer.sender.close().await.unwrap();
     link.sender.close().await.unwrap();
@@ -263,6 +265,42 @@ async fn a_close_does_not_wait_for_a_broker_that_stands_still() {
     assert_eq!(closed.unwrap_err().kind(), ErrorKind::Timeout);
     assert!(start.elapsed() < bound(Duration::from_secs(2)), "{:?}", start.elapsed());
     assert!(end(&mut link).await.is_none());
+}
+
+#[tokio::test]
+async fn a_close_that_was_asked_keeps_its_answer_when_inbound_is_dropped() {
+    let Some(broker) = calm().await else { return };
+    let proxy = FaultProxy::start(broker.address()).unwrap();
+    let timeout = bound(Duration::from_secs(1));
+    let far = bus(&format!("{}?command_timeout={}ms", broker.url_at(proxy.address()), timeout.as_millis()));
+    let link = connect(&far, &[]).await;
+    proxy.freeze();
+    let mut closing = link.sender.close();
+    assert!((&mut closing).now_or_never().is_none());
+    drop(link.inbound);
+    let error = within("closed", closing).await.expect_err("the broker freed nothing");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+}
+
+#[tokio::test]
+async fn a_link_whose_close_was_given_up_does_not_linger() {
+    let Some(broker) = calm().await else { return };
+    let proxy = FaultProxy::start(broker.address()).unwrap();
+    let far = bus(&format!("{}?command_timeout=60s", broker.url_at(proxy.address())));
+    let link = far.connect(Attach { heartbeat: Duration::from_secs(60), ..attach(&[]) }).await.unwrap();
+    proxy.freeze();
+    // Answered when the link has ended, for the broker says nothing.
+    let topics = [topic("room")];
+    let mut subscribing = link.sender.subscribe(&topics);
+    assert!((&mut subscribing).now_or_never().is_none());
+    let closing = link.sender.close();
+    // It is under way when it is given up.
+    tokio::time::timeout(Duration::from_millis(200), closing).await.expect_err("the broker stands still");
+    drop(link.inbound);
+    let start = Instant::now();
+    let error = within("the link has ended", subscribing).await.expect_err("the broker stands still");
+    println!("ended {:?} after it was given up: {error}", start.elapsed());
+    assert!(start.elapsed() < bound(Duration::from_secs(4)), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

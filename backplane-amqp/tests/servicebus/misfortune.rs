@@ -190,14 +190,12 @@ async fn a_server_without_the_plugin_is_named() {
     assert!(error.to_string().contains("AMQP 1.0"), "{error}");
 }
 
-/// Or panicked, which looks the same to those who wait.
-#[tokio::test]
-async fn a_link_whose_runtime_has_ended_leaves_nobody_waiting() {
+/// Opens a link on a runtime that ends with it, and asks it for everything.
+async fn asks_an_orphan(runtime: fn() -> tokio::runtime::Builder) {
     let Some(rabbitmq) = calm().await else { return };
     let bus = bus(&url(&rabbitmq, rabbitmq.address(), ""));
     let connecting = std::thread::spawn(move || {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime = runtime().enable_all().build().unwrap();
         runtime.block_on(connect(&bus, &["orphan"]))
     });
     let mut link = connecting.join().unwrap();
@@ -206,4 +204,21 @@ async fn a_link_whose_runtime_has_ended_leaves_nobody_waiting() {
     timeout(patience(), link.sender.close()).await.expect("an answer").unwrap();
     let error = end(&mut link).await.expect("not an orderly end");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
+/// Or panicked, which looks the same to those who wait.
+#[tokio::test]
+async fn a_link_whose_runtime_has_ended_leaves_nobody_waiting() {
+    asks_an_orphan(|| {
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        threads.worker_threads(1);
+        threads
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_link_whose_task_was_never_run_leaves_nobody_waiting() {
+    // It is polled when its thread has nothing else to do; what it does last here is to return the link.
+    asks_an_orphan(tokio::runtime::Builder::new_current_thread).await;
 }

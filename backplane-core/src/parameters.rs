@@ -229,10 +229,10 @@ pub fn check_path(name: &str, path: &str) -> Result<()> {
     // PEM, a JWT, PEM in base64.
     let is_text = path.contains('\n') || path.contains("-----") || starts(&["eyJ", "LS0tLS"]);
     // What stands between the lines of PEM: a sequence in DER, in base64, whose first byte is 0x30 and whose second says that
-    // it is short (`MA` to `MP`; more than 127 bytes long, `MI`). A `+` of a URL has become a space.
+    // it is short (`MA` to `MH`), or how many bytes tell its length (`MI`). A `+` of a URL has become a space.
     let is_long = path.len() >= 40;
     let is_base64 = || path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/= ".contains(&byte));
-    let is_sequence = || path.starts_with('M') && matches!(path.as_bytes().get(1), Some(b'A'..=b'P'));
+    let is_sequence = || path.starts_with('M') && matches!(path.as_bytes().get(1), Some(b'A'..=b'I'));
     let is_der = !path.contains('.') && (starts(&["MII"]) || is_long && is_sequence() && is_base64());
     let is_seed = is_long && path.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
     // No file system has such a name.

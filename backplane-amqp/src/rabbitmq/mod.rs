@@ -62,11 +62,11 @@
 //! - A node that stands still without being dead holds up all others until they declare it dead, which is a setting of the
 //!   broker (`net_ticktime`, by default 60 s; with 8 s the others went on after 10): meanwhile no link can be opened and
 //!   nothing bound anywhere, and frames that also go to a queue on that node end as `Timeout` with an unknown outcome.
-//!   Frames of other calls of `publish` are accepted a second late (those of the same call are answered with its slowest,
-//!   at the latest after `command_timeout`), until some 400 of the former are under way: then RabbitMQ reads nothing more
-//!   from who sent them. When it moves again after it was declared dead, frames that it had held may arrive late, behind
-//!   newer ones of the same publisher; and the broker is partitioned, which `cluster_partition_handling` decides. Where
-//!   nodes may stall, set `net_ticktime` near the heartbeat bound.
+//!   Frames of other calls of `publish` are accepted a second late for each 8 MiB or 1,024 frames of the former (those of
+//!   the same call are answered with its slowest, at the latest after `command_timeout`), until some 400 of the former are
+//!   under way: then RabbitMQ reads nothing more from who sent them. When it moves again after it was declared dead,
+//!   frames that it had held may arrive late, behind newer ones of the same publisher; and the broker is partitioned,
+//!   which `cluster_partition_handling` decides. Where nodes may stall, set `net_ticktime` near the heartbeat bound.
 //!
 //! # Permissions
 //! With the exchange `backplane`, for a user `app` in its virtual host:

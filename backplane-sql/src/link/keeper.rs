@@ -35,6 +35,8 @@ pub(super) struct KeeperTask {
     every: Duration,
     /// Whether this bus has complained already.
     warned: Arc<AtomicBool>,
+    /// Dropped last: then the connection is gone.
+    watch: watch::Receiver<Phase>,
 }
 
 impl KeeperTask {
@@ -44,20 +46,29 @@ impl KeeperTask {
         me: WriterId,
         config: &LogConfig,
         warned: Arc<AtomicBool>,
+        watch: watch::Receiver<Phase>,
     ) -> Self {
         let every = EVERY.min(config.retention / 4);
-        Self { keeper, database, me, age: config.retention, rows: config.retention_rows, every, warned }
+        Self {
+            keeper,
+            database,
+            me,
+            age: config.retention,
+            rows: config.retention_rows,
+            every,
+            warned,
+            watch,
+        }
     }
 
     /// Runs until the link ends.
-    pub(super) async fn run(mut self, mut watch: watch::Receiver<Phase>) {
+    pub(super) async fn run(mut self) {
+        let mut ended = self.watch.clone();
         tokio::select! {
             biased;
-            () = reached(&mut watch, Phase::Ended) => {}
+            () = reached(&mut ended, Phase::Ended) => {}
             () = self.serve() => {}
         }
-        drop(self);
-        drop(watch);
     }
 
     async fn serve(&mut self) {

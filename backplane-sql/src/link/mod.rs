@@ -128,10 +128,10 @@ async fn open(
         reader.call_again();
     }
     let writer = WriterTask::new(writer, me, shared.clone(), patience, config.doorbell);
-    let keeper = KeeperTask::new(keeper, database, me, config, complaints.keeper.clone());
+    let keeper = KeeperTask::new(keeper, database, me, config, complaints.keeper.clone(), shared.watch());
     // Their owner is `inbound`: dropping it ends all three. Each holds its watch until its connections are gone.
     tokio::spawn(writer.run());
-    tokio::spawn(keeper.run(shared.watch()));
+    tokio::spawn(keeper.run());
     tokio::spawn(reader.run());
     let max_frame = max_frame.saturating_sub(frames::HEAD).min(config.max_frame);
     tracing::debug!(

@@ -58,8 +58,8 @@ impl SqlSender {
     async fn change(&self, operation: &'static str, topics: &[Topic], wanted: bool) -> Result<()> {
         let (done, answer) = oneshot::channel();
         let change = Change { topics: topics.to_vec(), wanted, done };
-        self.changes.send(change).await.map_err(|_| closed(operation))?;
         let ended = || self.shared.lost(operation).unwrap_or_else(|| closed(operation));
+        self.changes.send(change).await.map_err(|_| ended())?;
         tokio::select! {
             biased;
             answer = answer => answer.map_err(|_| ended()),
